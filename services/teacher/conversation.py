@@ -1,0 +1,229 @@
+"""One conversation: its agreement, its codec versions, its turns.
+
+Takes the student's frames in order, answers each of them, and never raises on what a student sent. Runs on
+an event loop; the teacher's computation happens elsewhere, behind the engine. Knows the protocol, neither
+gRPC nor Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from preceptor.v1 import teacher_pb2 as pb
+
+from services.teacher import answers, checks
+from services.teacher.codecs import CodecShelf
+from services.teacher.errors import (
+    FieldError,
+    OverloadedError,
+    ProtocolError,
+    TurnConflictError,
+    UnknownTurnError,
+    failure_of,
+    internal_failure,
+)
+from services.teacher.turns import KeptTurn, TurnShelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from services.teacher.checks import Agreement
+    from services.teacher.config import LimitsConfig
+    from services.teacher.engine import Engine
+    from services.teacher.work import ForwardResult, GradientsResult, Turn
+
+__all__ = ["Conversation"]
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+class Conversation:
+    """The teacher's end of one stream.
+
+    Args:
+        conversation_id: its name in logs.
+        engine: computes turns.
+        limits: what is accepted.
+        default_split_layer: the talking layer of students who name none.
+        send: takes the answers, on the event loop.
+
+    Attributes:
+        closed: whether the student sent Close.
+    """
+
+    def __init__(
+        self,
+        conversation_id: str,
+        *,
+        engine: Engine,
+        limits: LimitsConfig,
+        default_split_layer: int,
+        send: Callable[[pb.ConverseResponse], None],
+    ) -> None:
+        self.conversation_id = conversation_id
+        self._engine = engine
+        self._limits = limits
+        self._default_split_layer = default_split_layer
+        self._send = send
+        self._agreement: Agreement | None = None
+        self._wire_dtype = torch.float32
+        self._codecs = CodecShelf(max_bytes=8 * limits.max_codec_parameters)
+        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.graphs.take)
+        self._pending: set[Future[ForwardResult] | Future[GradientsResult]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.closed = False
+        self._gone = False
+
+    def receive(self, frame: pb.ConverseRequest) -> None:
+        """Takes one frame; every answer, also to frames that can't be served, goes through `send`."""
+        kind = frame.WhichOneof("frame")
+        content = getattr(frame, kind) if kind else None
+        version = content.version if isinstance(content, pb.SetCodec) else 0
+        try:
+            self._receive(content)
+        except Exception as error:  # noqa: BLE001 - whatever one frame does, the conversation goes on
+            self._fail(error, turn=getattr(content, "turn", 0), codec_version=version)
+
+    async def settle(self) -> None:
+        """Waits until every turn is answered."""
+        await self._idle.wait()
+
+    def give_up(self) -> None:
+        """Drops all that is kept for the student and whatever still waits to be computed."""
+        self._gone = True
+        for future in list(self._pending):
+            future.cancel()
+        self._turns.clear()
+
+    def _receive(self, content: object) -> None:
+        match content:
+            case pb.Open():
+                self._open(content)
+            case pb.SetCodec():
+                self._set_codec(content)
+            case pb.Exchange() | pb.Observe():
+                self._forward(content)
+            case pb.Backward():
+                self._backward(content)
+            case pb.Close():
+                self.closed = True
+            case _:
+                raise ProtocolError("frame: got none that is known, expected one of ConverseRequest's")
+
+    def _agreed(self) -> Agreement:
+        if self._agreement is None:
+            raise ProtocolError("frame: got one before the conversation was opened, expected open")
+        if self.closed:
+            raise ProtocolError("frame: got one after close, expected none")
+        return self._agreement
+
+    def _open(self, frame: pb.Open) -> None:
+        if self._agreement is not None:
+            raise ProtocolError("open: got a second one, expected one a conversation")
+        agreement = checks.agree(frame, self._engine.teacher, self._limits, self._default_split_layer)
+        self._agreement, self._wire_dtype = agreement, agreement.wire_dtype
+        self._send(
+            answers.opened(
+                self.conversation_id,
+                self._engine.teacher.facts,
+                self._limits,
+                agreement.split_layer,
+                self._default_split_layer,
+            )
+        )
+
+    def _set_codec(self, frame: pb.SetCodec) -> None:
+        agreement = self._agreed()
+        parts = self._codecs.add_part(frame)
+        if parts is not None:
+            codec = checks.build_codec(parts, agreement, self._engine.teacher)
+            self._codecs.put(frame.version, codec, parts)
+
+    def _forward(self, frame: pb.Exchange | pb.Observe) -> None:
+        agreement = self._agreed()
+        if frame.turn == 0:
+            raise FieldError("turn: got 0, expected a positive number")
+        digest = hashlib.sha256(frame.SerializeToString(deterministic=True)).digest()
+        kept = self._turns.find(frame.turn)
+        if kept is None:
+            kept = KeptTurn(self._check(frame, agreement), digest, frame.ByteSize())
+        elif kept.digest != digest:
+            raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
+        self._check_room()
+        number, turn = frame.turn, kept
+        future = self._engine.forward(kept.turn)
+        self._turns.put(number, kept)
+        self._await(number, future, lambda result: self._answer_forward(number, turn, result))
+
+    def _check(self, frame: pb.Exchange | pb.Observe, agreement: Agreement) -> Turn:
+        teacher, limits = self._engine.teacher, self._limits
+        if isinstance(frame, pb.Exchange):
+            codec = self._codecs.get(frame.codec_version)
+            return checks.check_exchange(frame, codec, agreement, teacher, limits)
+        needs_codec = any(kind.needs_codec for kind in checks.requested_kinds(frame))
+        codec_or_none = self._codecs.get(frame.codec_version) if needs_codec else None
+        return checks.check_observe(frame, codec_or_none, agreement, teacher, limits)
+
+    def _backward(self, frame: pb.Backward) -> None:
+        self._agreed()
+        kept = self._turns.find(frame.turn)
+        if kept is None or kept.shapes is None:
+            raise UnknownTurnError(
+                f"turn: got {frame.turn}, which is not kept; send it again, then its gradients"
+            )
+        gradients = checks.check_backward(frame, kept.turn, kept.shapes)
+        self._check_room()
+        number, turn, num_bytes = frame.turn, kept.turn, frame.ByteSize()
+        future = self._engine.backward(turn, gradients)
+        self._await(number, future, lambda result: self._answer_backward(number, turn, result, num_bytes))
+
+    def _check_room(self) -> None:
+        limit = self._limits.max_turns_in_flight
+        if len(self._pending) >= limit:
+            raise OverloadedError(f"turns in flight: got one more, expected at most {limit}", 0.05)
+
+    def _await(self, number: int, future: Future[ResultT], answer: Callable[[ResultT], None]) -> None:
+        """Has a turn answered on the event loop once it is computed."""
+        loop = asyncio.get_running_loop()
+        self._pending.add(future)  # type: ignore[arg-type]
+        self._idle.clear()
+
+        def finish() -> None:
+            try:
+                if not future.cancelled():
+                    answer(future.result())
+            except Exception as error:  # noqa: BLE001 - whatever one turn does, the conversation goes on
+                self._fail(error, turn=number)
+            self._pending.discard(future)
+            if not self._pending:
+                self._idle.set()
+
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(finish))
+
+    def _answer_forward(self, number: int, kept: KeptTurn, result: ForwardResult) -> None:
+        if self._gone:
+            self._engine.graphs.take(kept.turn)
+            return
+        kept.shapes = {name: value.shape for name, value in result.values.items()}
+        self._send(answers.forward(number, kept, result, self._wire_dtype, self._limits.max_frame_bytes))
+
+    def _answer_backward(self, number: int, turn: Turn, result: GradientsResult, num_bytes: int) -> None:
+        for answer in answers.gradients(
+            number, turn, result, num_bytes, self._wire_dtype, self._limits.max_frame_bytes
+        ):
+            self._send(answer)
+
+    def _fail(self, error: Exception, *, turn: int, codec_version: int = 0) -> None:
+        failed = failure_of(error, turn=turn, codec_version=codec_version)
+        if failed is None:
+            logger.error("conversation %s, turn %d failed", self.conversation_id, turn, exc_info=error)
+            failed = internal_failure(self.conversation_id, turn=turn, codec_version=codec_version)
+        self._send(pb.ConverseResponse(failed=failed))

@@ -1,0 +1,33 @@
+"""What Ray's processes need in their environment so that students reach the replicas directly.
+
+Imported before Ray is, so it imports nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.teacher.config import ServiceConfig
+
+__all__ = ["serve_environment"]
+
+_FRAME_OVERHEAD_BYTES = 64 << 10
+
+
+def serve_environment(config: ServiceConfig) -> dict[str, str]:
+    """Returns the environment variables that Ray's processes need, to be set before Ray starts.
+
+    The port range is as wide as there are replicas and a freed port may be reused at once, so a replica that
+    died comes back where its students look for it.
+    """
+    return {
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(config.port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(config.port + config.num_replicas),
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.drain_s),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES),
+        # Ray gives its workers a low priority; a teacher must not starve beside its students on one machine.
+        "RAY_worker_niceness": "0",
+    }

@@ -1,0 +1,124 @@
+"""The gRPC surface of a teacher; the only module that knows gRPC and the teacher together.
+
+The same class serves under a bare `grpc.aio` server and inside a Ray Serve replica: both call the methods by
+their RPC names with the request (or the stream of requests) and a context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from preceptor.v1 import teacher_pb2 as pb
+
+from services.teacher.conversation import Conversation
+from services.teacher.describe import describe_limits, describe_teacher
+from services.teacher.errors import DrainingError, OverloadedError, failure_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from services.teacher.config import ServiceConfig
+    from services.teacher.engine import Engine
+
+__all__ = ["TeacherServicer"]
+
+logger = logging.getLogger(__name__)
+
+
+class TeacherServicer:
+    """Serves one frozen teacher; see `TeacherService` of the protocol.
+
+    Args:
+        engine: computes turns; started and stopped by its owner.
+        config: the operator's.
+    """
+
+    def __init__(self, engine: Engine, config: ServiceConfig) -> None:
+        self._engine = engine
+        self._limits = config.limits
+        num_layers = engine.teacher.facts.num_layers
+        self._default_split_layer = num_layers // 2 if config.split_layer is None else config.split_layer
+        if self._default_split_layer > num_layers:
+            raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
+        self._outboxes: set[asyncio.Queue[pb.ConverseResponse | None]] = set()
+        self._draining = False
+
+    async def DescribeTeacher(  # noqa: N802 - Ray Serve and gRPC look methods up by RPC name
+        self,
+        request: pb.DescribeTeacherRequest,  # noqa: ARG002
+        grpc_context: Any = None,  # noqa: ARG002
+    ) -> pb.DescribeTeacherResponse:
+        """Says what the teacher is and what it accepts."""
+        return pb.DescribeTeacherResponse(
+            teacher=describe_teacher(self._engine.teacher.facts, self._default_split_layer),
+            limits=describe_limits(self._limits),
+        )
+
+    async def Converse(  # noqa: N802
+        self,
+        request_stream: AsyncIterator[pb.ConverseRequest],
+        grpc_context: Any = None,  # noqa: ARG002
+    ) -> AsyncIterator[pb.ConverseResponse]:
+        """Holds one conversation; ends when the student has closed it and every turn is answered."""
+        refusal = self._refusal()
+        if refusal is not None:
+            yield refusal
+            return
+        outbox: asyncio.Queue[pb.ConverseResponse | None] = asyncio.Queue()
+        conversation = Conversation(
+            uuid.uuid4().hex,
+            engine=self._engine,
+            limits=self._limits,
+            default_split_layer=self._default_split_layer,
+            send=outbox.put_nowait,
+        )
+        self._outboxes.add(outbox)
+        reader = asyncio.create_task(self._read(request_stream, conversation, outbox))
+        try:
+            while (answer := await outbox.get()) is not None:
+                yield answer
+        finally:
+            self._outboxes.discard(outbox)
+            conversation.give_up()
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def _read(
+        self,
+        request_stream: AsyncIterator[pb.ConverseRequest],
+        conversation: Conversation,
+        outbox: asyncio.Queue[pb.ConverseResponse | None],
+    ) -> None:
+        """Feeds the conversation until the student is done or gone, then lets its turns be answered."""
+        try:
+            async for frame in request_stream:
+                conversation.receive(frame)
+                if conversation.closed:
+                    break
+            await conversation.settle()
+        except Exception:  # the stream broke: nobody is there to be answered
+            logger.exception("conversation %s: the stream broke", conversation.conversation_id)
+        finally:
+            outbox.put_nowait(None)
+
+    def _refusal(self) -> pb.ConverseResponse | None:
+        """Returns why no new conversation is taken, or None if one is."""
+        failed = None
+        if self._draining:
+            failed = failure_of(DrainingError("this replica is going away; open a conversation elsewhere"))
+        elif len(self._outboxes) >= self._limits.max_conversations:
+            limit = self._limits.max_conversations
+            failed = failure_of(
+                OverloadedError(f"conversations: got one more, expected at most {limit}", 1.0)
+            )
+        return None if failed is None else pb.ConverseResponse(failed=failed)
+
+    def drain(self, closes_in_s: float) -> None:
+        """Takes no new conversations and asks the students of the open ones to move."""
+        self._draining = True
+        notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
+        for outbox in self._outboxes:
+            outbox.put_nowait(notice)

@@ -1,0 +1,74 @@
+"""The turns a conversation keeps, so that gradients can follow and repetitions are recognised."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from services.teacher.work import Turn
+
+__all__ = ["KeptTurn", "TurnShelf"]
+
+
+@dataclass(eq=False)
+class KeptTurn:
+    """A turn and what it looked like on the wire.
+
+    Attributes:
+        turn: checked and ready to be computed (again).
+        digest: SHA-256 of its frame.
+        num_bytes: size of its frame.
+        shapes: of its outputs by name, once it is answered.
+    """
+
+    turn: Turn
+    digest: bytes
+    num_bytes: int
+    shapes: dict[str, torch.Size] | None = field(default=None)
+
+
+class TurnShelf:
+    """Turns by number, the oldest dropped beyond a count or a number of bytes.
+
+    Dropping is safe: a student whose turn is gone sends it again.
+
+    Args:
+        max_turns: how many are kept.
+        max_bytes: how many bytes of frames are kept; at least one turn always is.
+        drop: told of each turn that goes, so that its graph can go too.
+    """
+
+    def __init__(self, max_turns: int, max_bytes: int, drop: Callable[[Turn], object]) -> None:
+        self._max_turns = max_turns
+        self._max_bytes = max_bytes
+        self._drop = drop
+        self._turns: OrderedDict[int, KeptTurn] = OrderedDict()
+        self._num_bytes = 0
+
+    def put(self, number: int, kept: KeptTurn) -> None:
+        """Keeps a turn as the newest."""
+        if self._turns.pop(number, None) is None:
+            self._num_bytes += kept.num_bytes
+        self._turns[number] = kept
+        while len(self._turns) > self._max_turns or (
+            self._num_bytes > self._max_bytes and len(self._turns) > 1
+        ):
+            _, oldest = self._turns.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
+            self._drop(oldest.turn)
+
+    def find(self, number: int) -> KeptTurn | None:
+        """Returns a turn, or None if it is not kept."""
+        return self._turns.get(number)
+
+    def clear(self) -> None:
+        """Drops every turn."""
+        while self._turns:
+            self._drop(self._turns.popitem()[1].turn)
+        self._num_bytes = 0

@@ -1,0 +1,52 @@
+"""The one event loop of a process on which all conversations live.
+
+PyTorch code is synchronous and calls from several threads (the autograd engine has threads of its own); gRPC
+streams want one event loop. So a daemon thread runs a loop and everybody hands coroutines to it. A forked
+child starts a loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from concurrent.futures import Future
+
+__all__ = ["run", "submit"]
+
+ResultT = TypeVar("ResultT")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def submit(coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+    """Starts a coroutine on the process's loop."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
+
+
+def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Runs a coroutine on the process's loop and waits for it; not to be called from that loop."""
+    return submit(coroutine).result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop  # noqa: PLW0603 - one loop a process is the point
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="preceptor-client", daemon=True).start()
+        return _loop
+
+
+def _forget_loop() -> None:
+    """Makes a forked child, where the loop's thread does not run, start anew."""
+    global _loop, _lock
+    _loop, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_loop)

@@ -1,0 +1,129 @@
+"""Builds the frames of turns, splitting batches by rows so that each fits.
+
+Batches are split, tensors are not: the service sees whole rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from preceptor import wire
+from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
+from preceptor.v1 import teacher_pb2 as pb
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    import torch
+
+__all__ = ["TeacherInputs", "exchange_frames", "num_rows", "observe_frames"]
+
+# Texts, one a row, or tensors by name, the batch first.
+TeacherInputs: TypeAlias = Sequence[str] | Mapping[str, Tensor]
+
+
+def num_rows(inputs: TeacherInputs) -> int:
+    """Returns the batch size of a teacher's inputs.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if len(inputs) == 0:
+        raise ValueError("inputs: got none, expected texts or tensors by name")
+    return next(iter(inputs.values())).shape[0] if isinstance(inputs, Mapping) else len(inputs)
+
+
+def exchange_frames(
+    message: Tensor,
+    mask: Tensor,
+    inputs: TeacherInputs | None,
+    *,
+    dtype: torch.dtype,
+    wants_gradient: bool,
+    max_bytes: int,
+) -> tuple[list[pb.Exchange], int]:
+    """Builds the Exchange frames of a batch.
+
+    Args:
+        message: [B, K, M].
+        mask: [B, K], bool.
+        inputs: of the same B rows, or None.
+        dtype: of the message on the wire.
+        wants_gradient: whether gradients will follow.
+        max_bytes: about how large a frame may be.
+
+    Returns:
+        The frames and the number of rows of all but the last.
+
+    Raises:
+        ValueError: the rows do not match.
+    """
+    batch = message.shape[0]
+    if inputs is not None and num_rows(inputs) != batch:
+        raise ValueError(f"inputs: got {num_rows(inputs)} rows, expected {batch} as in hidden_states")
+    row_bytes = message[:1].numel() * dtype.itemsize + mask[:1].numel() + _row_bytes(inputs)
+    rows = _rows_that_fit(batch, row_bytes, max_bytes)
+    full = bool(mask.all())
+    frames = [
+        pb.Exchange(
+            message=wire.encode(message[start : start + rows], dtype),
+            mask=None if full else wire.encode(mask[start : start + rows]),
+            inputs=None if inputs is None else _encode_inputs(inputs, start, start + rows),
+            wants_gradient=wants_gradient,
+        )
+        for start in range(0, batch, rows)
+    ]
+    return frames, rows
+
+
+def observe_frames(
+    inputs: TeacherInputs,
+    *,
+    kinds: Collection[ObservationKind],
+    message_mask: Tensor | None,
+    wants_gradient: bool,
+    max_bytes: int,
+) -> Iterator[pb.Observe]:
+    """Yields the Observe frames of a batch.
+
+    Args:
+        inputs: texts or tensors by name.
+        kinds: what to return.
+        message_mask: [B, K], bool, or None.
+        wants_gradient: whether gradients will follow.
+        max_bytes: about how large a frame may be.
+    """
+    batch = num_rows(inputs)
+    mask_bytes = 0 if message_mask is None else message_mask[:1].numel()
+    rows = _rows_that_fit(batch, _row_bytes(inputs) + mask_bytes, max_bytes)
+    numbers = [OBSERVATION_KIND_NUMBERS[kind] for kind in sorted(kinds)]
+    for start in range(0, batch, rows):
+        yield pb.Observe(
+            inputs=_encode_inputs(inputs, start, start + rows),
+            kinds=numbers,
+            mask=None if message_mask is None else wire.encode(message_mask[start : start + rows]),
+            wants_gradient=wants_gradient,
+        )
+
+
+def _rows_that_fit(batch: int, row_bytes: int, max_bytes: int) -> int:
+    frame_bytes = max(max_bytes - 4096, 1)  # room for names and lengths
+    return max(1, min(batch, math.floor(frame_bytes / max(row_bytes, 1))))
+
+
+def _row_bytes(inputs: TeacherInputs | None) -> int:
+    if inputs is None:
+        return 0
+    if isinstance(inputs, Mapping):
+        return sum(tensor[:1].numel() * tensor.element_size() for tensor in inputs.values())
+    return max(len(text.encode()) + 8 for text in inputs)
+
+
+def _encode_inputs(inputs: TeacherInputs, start: int, end: int) -> pb.Inputs:
+    if isinstance(inputs, Mapping):
+        parts = {name: tensor[start:end] for name, tensor in inputs.items()}
+        return pb.Inputs(tensors=wire.encode_named(parts))
+    return pb.Inputs(texts=inputs[start:end])

@@ -1,0 +1,134 @@
+"""The losses of talking and of its neighbours, as plain functions.
+
+The body of Talking Models (arXiv 2310.03188) was not available to us; these are reconstructions from its
+abstract and second-hand descriptions, and every open reading is an argument.
+
+Shapes: B batch, L positions, D width of a model's states, K positions and M width of a message, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from preceptor.codec import resample
+from preceptor.distance import state_distance
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from preceptor.codec import Decoder, Encoder
+
+__all__ = [
+    "hint",
+    "interaction",
+    "logits_distillation",
+    "message_consistency",
+    "state_consistency",
+]
+
+
+def interaction(student_states: Tensor, decoded: Tensor, mask: Tensor | None = None) -> Tensor:
+    """d(S_hi, S'_hi): the student's own upper states and those decoded from the reply (arXiv 2310.03188).
+
+    Args:
+        student_states: [B, L, D] or [B, D].
+        decoded: of the same shape.
+        mask: [B, L], bool; None: all positions are valid.
+
+    Returns:
+        A scalar.
+    """
+    first, second, mask = _with_positions(student_states, decoded, mask)
+    return state_distance(first, second, mask).mean()
+
+
+def message_consistency(
+    message: Tensor, other: Tensor, mask: Tensor | None = None, *, detach_other: bool = False
+) -> Tensor:
+    """L_MC: the same input gives the same message from both ends (arXiv 2310.03188).
+
+    Open reading: `other` is the teacher's message about the same input, Enc_T(T), or the reply to `message`.
+
+    Args:
+        message: Enc_S(S), [B, K, M].
+        other: [B, K, M].
+        mask: [B, K], bool; None: all positions are valid.
+        detach_other: whether only the student's end is drawn to the other one.
+
+    Returns:
+        A scalar.
+    """
+    return interaction(message, other.detach() if detach_other else other, mask)
+
+
+def state_consistency(
+    encoder: Encoder, decoder: Decoder, states: Tensor, mask: Tensor, message_mask: Tensor
+) -> Tensor:
+    """L_SC: state to message and back gives the state, d(Dec(Enc(H)), H) (arXiv 2310.03188).
+
+    With fewer positions in the message than in the sequence, H is compared at the message's positions.
+
+    Args:
+        encoder: the model's encoder.
+        decoder: its decoder.
+        states: H, [B, L, D].
+        mask: [B, L], bool.
+        message_mask: [B, K], bool.
+
+    Returns:
+        A scalar.
+    """
+    target = resample(states, mask, message_mask)
+    back = decoder(encoder(target, message_mask, message_mask))
+    return state_distance(back, target, message_mask).mean()
+
+
+def logits_distillation(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Distillation of outputs (Hinton et al., arXiv 1503.02531, section 2).
+
+    With one output a row (regression) it is the mean squared error; with several, temperature^2 times the
+    Kullback-Leibler divergence from the teacher's to the student's softened distribution.
+
+    Args:
+        student_logits: [B, C], or [B] for regression.
+        teacher_logits: [B, C].
+        temperature: softens both distributions; 1 leaves them.
+
+    Returns:
+        A scalar.
+    """
+    student = student_logits.reshape(teacher_logits.shape)
+    if teacher_logits.shape[-1] == 1:
+        return functional.mse_loss(student, teacher_logits)
+    divergence = functional.kl_div(
+        torch.log_softmax(student / temperature, -1),
+        torch.log_softmax(teacher_logits / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+def hint(student_pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
+    """Hidden-state hints (FitNets, Romero et al., arXiv 1412.6550, equation 3), on pooled, scaled states.
+
+    Args:
+        student_pooled: the student's pooled state after a learned map to the teacher's width, [B, D].
+        teacher_pooled: [B, D].
+
+    Returns:
+        A scalar.
+    """
+    return interaction(student_pooled, teacher_pooled)
+
+
+def _with_positions(first: Tensor, second: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds a position axis to [B, D] states and a mask where there is none."""
+    if first.shape != second.shape:
+        raise ValueError(f"states: got {list(second.shape)}, expected {list(first.shape)} as of the other")
+    if first.ndim == 2:  # noqa: PLR2004 - rank
+        first, second = first[:, None], second[:, None]
+    if mask is None:
+        mask = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
+    return first, second, mask.bool()
