@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from student_client.client import PendingTurn
     from student_client.options import ClientOptions
 
-__all__ = ["Talk", "TeacherTalk"]
+__all__ = ["MAX_FRAME_BYTES", "Talk", "TeacherTalk"]
+
+MAX_FRAME_BYTES = 4 << 20  # larger batches travel in several turns
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TeacherTalk(nn.Module):
         reading: Reading | str = Reading.REPLACE,
         split_layer: int | None = None,
         wire_dtype: torch.dtype = torch.float32,
-        max_frame_bytes: int = 4 << 20,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
     ) -> None:
         super().__init__()
         self.client = client
@@ -138,7 +140,7 @@ class TeacherTalk(nn.Module):
             reading=reading,
             split_layer=split_layer,
             wire_dtype=wire_dtype,
-            max_frame_bytes=min(4 << 20, description.limits.max_frame_bytes),
+            max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
         )
 
     def forward(
@@ -148,6 +150,7 @@ class TeacherTalk(nn.Module):
         mask: Tensor | None = None,
         inputs: TeacherInputs | None = None,
         num_rounds: int = 1,
+        through_teacher: bool = True,
     ) -> Talk:
         """Talks about a batch of states.
 
@@ -157,6 +160,7 @@ class TeacherTalk(nn.Module):
             inputs: what the teacher itself reads of the same rows, texts or tensors by name; needed by
                 `beside` and `add`.
             num_rounds: round k + 1 sends Enc_S(S'_hi) of round k.
+            through_teacher: whether gradients flow through the teacher; if not, they stop at the reply.
 
         Raises:
             TeacherError: see `student_client.errors`.
@@ -169,7 +173,8 @@ class TeacherTalk(nn.Module):
         messages, replies, receipts = [], [], []
         for _ in range(num_rounds):
             messages.append(self.student_encoder(states, mask, message_mask))
-            reply, receipt = self._exchange(messages[-1], message_mask, inputs)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and through_teacher):
+                reply, receipt = self._exchange(messages[-1], message_mask, inputs)
             replies.append(reply)
             receipts.extend(receipt)
             states = resample(self.student_decoder(reply), message_mask, mask)

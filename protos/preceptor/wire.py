@@ -47,6 +47,7 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("preceptor.wire reads tensors in place and needs a little-endian machine")
 
 MAX_RANK = 8
+_MAX_TENSOR_BYTES = 2**63 - 1  # torch counts bytes in int64, also those of an empty tensor's other axes
 
 _DTYPES: dict[pb.DataType, torch.dtype] = {
     pb.DATA_TYPE_FLOAT32: torch.float32,
@@ -128,7 +129,9 @@ def encode(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> pb.Tensor:
         TypeError: the protocol has no such type.
     """
     data_type = from_torch_dtype(dtype or tensor.dtype)
-    flat = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous().reshape(-1)
+    rows = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+    # Not reshape(-1): a single element keeps whatever stride it had, and then can't be viewed as bytes.
+    flat = rows.as_strided((rows.numel(),), (1,))
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return pb.Tensor(data_type=data_type, shape=list(tensor.shape), data=data)
 
@@ -162,6 +165,8 @@ def decode(
         raise TensorDecodeError(
             f"{field}: got shape {sizes}, expected at most {MAX_RANK} sizes, none negative"
         )
+    if math.prod(max(size, 1) for size in sizes) * dtype.itemsize > _MAX_TENSOR_BYTES:
+        raise TensorDecodeError(f"{field}: got shape {sizes}, expected at most {_MAX_TENSOR_BYTES} bytes")
     if shape is not None:
         check_shape(sizes, shape, field=field)
     num_bytes = math.prod(sizes) * dtype.itemsize

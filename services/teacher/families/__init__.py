@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from services.teacher.config import ServiceConfig
+    from services.teacher.config import ModuleConfig, ServiceConfig
     from services.teacher.families.base import Teacher
 
 __all__ = ["load_teacher", "resolve_folder"]
@@ -39,19 +39,10 @@ def load_teacher(config: ServiceConfig, device: torch.device, dtype: torch.dtype
     """
     # Each family is imported only when it is served: transformers alone takes seconds.
     model = config.model
-    max_input_len = config.limits.max_input_len
     if model.family == "module":
-        from services.teacher.families.module import ModuleTeacher  # noqa: PLC0415
-
-        return ModuleTeacher.load(
-            model,
-            name=config.name,
-            python_path=config.python_path,
-            max_input_len=max_input_len,
-            device=device,
-            dtype=dtype,
-        )
+        return _load_module(model, config, device, dtype)
     folder = resolve_folder(model.path)
+    max_input_len = config.limits.max_input_len
     if model.family == "encoder":
         from services.teacher.families.encoder import EncoderTeacher  # noqa: PLC0415
 
@@ -65,6 +56,21 @@ def load_teacher(config: ServiceConfig, device: torch.device, dtype: torch.dtype
         gguf_file=model.gguf_file,
         name=config.name,
         max_input_len=max_input_len,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _load_module(
+    model: ModuleConfig, config: ServiceConfig, device: torch.device, dtype: torch.dtype
+) -> Teacher:
+    from services.teacher.families.module import ModuleTeacher  # noqa: PLC0415
+
+    return ModuleTeacher.load(
+        model,
+        name=config.name,
+        python_path=config.python_path,
+        max_input_len=config.limits.max_input_len,
         device=device,
         dtype=dtype,
     )

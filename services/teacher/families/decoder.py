@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.teacher.families.transformer import Parts, TransformerTeacher, check_parity, tokenizer_limit
+from services.teacher.families.transformer import (
+    Parts,
+    TransformerTeacher,
+    check_complete,
+    check_parity,
+    tokenizer_limit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,11 +76,7 @@ class DecoderTeacher(TransformerTeacher):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **files
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"model.path: got no weights for {missing[0]} ({len(missing)} missing), expected all"
-            )
+        check_complete(report["missing_keys"])
         model = model.eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, **files)
         teacher = cls(

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from services.teacher.families.transformer import (
     Parts,
     TransformerTeacher,
+    check_complete,
     check_parity,
     masked_mean,
     tokenizer_limit,
@@ -62,11 +63,7 @@ class EncoderTeacher(TransformerTeacher):
             folder, local_files_only=True, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
         # A pooler that no head reads is not used, so its weights may be missing (they are random then).
-        missing = sorted(key for key in report["missing_keys"] if classifies or not key.startswith("pooler."))
-        if missing:
-            raise ValueError(
-                f"model.path: got no weights for {missing[0]} ({len(missing)} missing), expected all"
-            )
+        check_complete(key for key in report["missing_keys"] if classifies or not key.startswith("pooler."))
         model = model.eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         teacher = cls(
@@ -135,7 +132,7 @@ def find_parts(model: Any) -> Parts:
     blocks = getattr(getattr(base, "encoder", None), "layer", None)
     positions = getattr(embed, "position_embeddings", None)
     if not isinstance(blocks, nn.ModuleList) or not isinstance(positions, nn.Embedding):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a wrong value of the config
             f"model.path: got a {type(base).__name__}, expected a model with `encoder.layer` and "
             "`embeddings.position_embeddings`, like BERT"
         )

@@ -283,8 +283,8 @@ def _probe_embed(parts: ModuleParts, inputs: Mapping[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def _probe_rest(parts: ModuleParts, hidden_states: Tensor) -> None:
     """Checks that blocks and norm keep the shape and that the head gives a vector or a number a row."""
-    names = [*(f"blocks[{index}]" for index in range(len(parts.blocks))), "norm"]
-    for field, part in zip(names, parts.blocks + parts.norms, strict=False):
+    for index, part in enumerate(parts.blocks + parts.norms):
+        field = f"blocks[{index}]" if index < len(parts.blocks) else "norm"
         output: Tensor = part(hidden_states)
         if output.shape != hidden_states.shape:
             raise ValueError(
@@ -296,6 +296,4 @@ def _probe_rest(parts: ModuleParts, hidden_states: Tensor) -> None:
     pooled = hidden_states if hidden_states.ndim == _ROW_RANK else hidden_states.mean(1)
     outputs: Tensor = parts.head(pooled)
     if outputs.ndim not in (1, _ROW_RANK) or outputs.shape[0] != _PROBE_ROWS:
-        raise ValueError(
-            f"model.head: got shape {list(outputs.shape)} for {_PROBE_ROWS} rows, expected [batch, outputs]"
-        )
+        raise ValueError(f"model.head: got shape {list(outputs.shape)}, expected [{_PROBE_ROWS}, outputs]")

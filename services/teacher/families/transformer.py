@@ -28,9 +28,9 @@ from services.teacher.families.base import (
 from services.teacher.families.input_fields import check_one_kind, check_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Parts", "TransformerTeacher", "check_parity", "masked_mean", "tokenizer_limit"]
+__all__ = ["Parts", "TransformerTeacher", "check_complete", "check_parity", "masked_mean", "tokenizer_limit"]
 
 _PROBE_LEN = 8
 _PROBE_TOLERANCE = 0.01
@@ -235,6 +235,19 @@ def check_parity(got: Tensor, expected: Tensor, *, what: str) -> None:
         raise ValueError(
             f"model.path: got a model whose {what} differs by {error:.3g} (relative) from that of its blocks "
             f"run one by one, expected at most {_PROBE_TOLERANCE}: the family can't cut this architecture"
+        )
+
+
+def check_complete(missing_keys: Iterable[str]) -> None:
+    """Checks that all weights were in the files: transformers would make the missing ones up at random.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    missing = sorted(missing_keys)
+    if missing:
+        raise ValueError(
+            f"model.path: got no weights for {missing[0]} ({len(missing)} missing), expected all"
         )
 
 

@@ -1,0 +1,107 @@
+"""The `preceptor` command: joins the commands that the installed packages offer.
+
+A package offers one through the entry point group `preceptor.commands`; this module imports neither side.
+
+Exit codes: 0 done, 1 it failed, 2 wrong usage or config, 3 an extra is not installed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from rich.console import Console
+
+from preceptor import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_MISSING_EXTRA",
+    "EXIT_USAGE",
+    "build",
+    "console",
+    "fail",
+    "main",
+    "needs_extra",
+]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_MISSING_EXTRA = 3
+
+# People read stderr; stdout is for results, so that `--json` can be piped.
+console = Console(stderr=True)
+
+Params = ParamSpec("Params")
+
+
+def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
+    """Prints an error and ends the command."""
+    console.print("[bold red]error:[/]", end=" ")
+    console.print(message, markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def needs_extra(extra: str, *modules: str) -> Callable[[Callable[Params, None]], Callable[Params, None]]:
+    """Makes a command say how to install what it needs, where that is missing.
+
+    Args:
+        extra: of the distribution.
+        modules: what the extra installs and the command imports.
+    """
+
+    def decorate(command: Callable[Params, None]) -> Callable[Params, None]:
+        @functools.wraps(command)
+        def run(*args: Params.args, **kwargs: Params.kwargs) -> None:
+            missing = [module for module in modules if importlib.util.find_spec(module) is None]
+            if missing:
+                fail(
+                    f"this needs {', '.join(missing)}, which this install lacks; get it with: "
+                    f"pip install 'preceptor[{extra}]'",
+                    EXIT_MISSING_EXTRA,
+                )
+            command(*args, **kwargs)
+
+        return run
+
+    return decorate
+
+
+def build() -> typer.Typer:
+    """Builds the command from what is installed."""
+    app = typer.Typer(
+        name="preceptor",
+        help="Teacher-as-a-service: students learn by talking to one large frozen model.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for entry in sorted(entry_points(group="preceptor.commands"), key=lambda entry: entry.name):
+        app.command(entry.name)(entry.load())
+    return app
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
+
+
+def main(*args: Any, **kwargs: Any) -> None:
+    """Runs the command."""
+    build()(*args, **kwargs)

@@ -1,0 +1,72 @@
+"""`preceptor serve`: serves a frozen teacher until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
+from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from services.teacher.config import ServiceConfig
+
+__all__ = ["serve"]
+
+
+@needs_extra("service", "ray", "transformers", "safetensors")
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(help="A YAML file; without one the MiniLM sentence encoder is served.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="First port, instead of the config's.")] = None,
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs of a Ray that is started here.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,  # noqa: FBT002
+) -> None:
+    """Serve a frozen teacher; students talk to the printed address.
+
+    Starts a local Ray if RAY_ADDRESS is not set. Stop it with Ctrl-C: open conversations get a few seconds.
+
+    Example: preceptor serve teacher.yaml --port 41500
+    """
+    settings = _load(config, port)
+    from services.teacher.local import ServeError, serving
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with contextlib.ExitStack() as stack:
+            with console.status(f"starting teacher {settings.name!r} ({settings.model.family})"):
+                address = stack.enter_context(serving(settings, num_cpus=num_cpus))
+            stack.callback(console.print, "stopping")
+            if as_json:
+                typer.echo(json.dumps({"address": address, "name": settings.name}))
+            console.print(f"teacher [bold]{settings.name}[/] is ready at [bold]{address}[/]; Ctrl-C stops it")
+            signal.pause()
+    except ServeError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def _load(path: Path | None, port: int | None) -> ServiceConfig:
+    from services.teacher.config import ServiceConfig
+
+    try:
+        settings = ServiceConfig() if path is None else ServiceConfig.load(path)
+        update = {} if port is None else {"port": port}
+        return ServiceConfig.model_validate({**settings.model_dump(), **update})
+    except OSError as error:
+        fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        fail(f"{path or 'config'}: {problems}", EXIT_USAGE)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,141 @@
+"""`preceptor describe` and `preceptor train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from google.protobuf.json_format import MessageToDict
+from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
+from pydantic import ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from student_client.config import TrainConfig
+    from student_client.train import TrainResult
+
+__all__ = ["describe", "train"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def describe(
+    address: Annotated[str, typer.Argument(help="For example preceptor://127.0.0.1:41500")],
+    as_json: Json = False,  # noqa: FBT002 - typer's way
+) -> None:
+    """Say what a served teacher is and what it accepts."""
+    from student_client.client import TeacherClient
+    from student_client.errors import TeacherError
+
+    try:
+        response = TeacherClient(address).describe()
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+    except TeacherError as error:
+        fail(str(error))
+    facts = MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for title in ("teacher", "limits"):
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in facts[title].items():
+            table.add_row(name, json.dumps(value) if isinstance(value, list) else str(value))
+        console.print(table)
+
+
+@needs_extra("train", "ray", "safetensors")
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see examples/text/intent.yaml.")],
+    data: Annotated[Path | None, typer.Argument(help="Training table, instead of the config's.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher's address, instead of the config's.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. epochs=3, losses.kd=1."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,  # noqa: FBT002
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Fine-tune a student with Ray Train, against a served teacher.
+
+    A run that was stopped goes on from its last checkpoint when it is started again under the same name.
+
+    Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
+    """
+    settings = _load(config, _overrides(data, teacher, changes or []))
+    from student_client.train import TrainError, local_ray
+    from student_client.train import train as run_training
+
+    try:
+        with local_ray(), _progress(settings) as progress:
+            task = progress.add_task(settings.name, total=settings.epochs, note="starting")
+
+            def show(line: dict[str, Any]) -> None:
+                progress.update(task, completed=line["epoch"], note=_note(line))
+
+            result = run_training(settings, fresh=fresh, on_progress=show)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+    except TrainError as error:
+        fail(str(error))
+    _print_result(result, as_json=as_json)
+
+
+def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for change in changes:
+        name, separator, value = change.partition("=")
+        if not separator:
+            fail(f"--set: got {change!r}, expected NAME=VALUE", EXIT_USAGE)
+        overrides[name] = yaml.safe_load(value)
+    if data is not None:
+        overrides["data.train"] = data
+    if teacher is not None:
+        overrides["teacher.address"] = teacher
+    return overrides
+
+
+def _load(path: Path, overrides: dict[str, Any]) -> TrainConfig:
+    from student_client.config import TrainConfig
+
+    try:
+        return TrainConfig.load(path, overrides)
+    except OSError as error:
+        fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        fail(f"{path}: {problems}", EXIT_USAGE)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def _progress(settings: TrainConfig) -> Progress:
+    what = "against " + settings.teacher.address if settings.teacher else "alone"
+    console.print(f"training [bold]{settings.name}[/] {what}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+
+
+def _note(line: dict[str, Any]) -> str:
+    waiting = 100 * line["waiting_s"] / max(line["seconds"], 1e-9)
+    return (
+        f"loss {line['losses']['loss']:.3f}, valid {line['metric']} {line['valid']:.3f}, "
+        f"{waiting:.0f} % waiting for the teacher"
+    )
+
+
+def _print_result(result: TrainResult, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"name": result.name, "folder": str(result.folder), **result.facts}))
+        return
+    table = Table(title=f"run {result.name}", show_header=False, title_justify="left")
+    for name, value in result.facts.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    table.add_row("folder", str(result.folder))
+    console.print(table)

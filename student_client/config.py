@@ -1,0 +1,211 @@
+"""The configuration of a training run, validated once.
+
+One YAML file says what is trained, on what data, by which losses and against which teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from preceptor.codec import CodecSpec
+from preceptor.terms import Reading
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from student_client.options import ClientOptions, parse_address
+
+__all__ = [
+    "DataConfig",
+    "LossWeights",
+    "OptimizerConfig",
+    "StudentConfig",
+    "TalkConfig",
+    "TeacherConfig",
+    "TrainConfig",
+]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudentConfig(_Config):
+    """The model that is trained."""
+
+    factory: str = Field(description="`package.module:callable` that builds the student.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of the factory.")
+    lower: str | None = Field(default=None, description="Module path of S_lo, the state that is sent.")
+    upper: str | None = Field(default=None, description="Module path of S_hi, which the reply meets.")
+    mask: str | None = Field(
+        default=None, description="The student's input that marks valid positions of those states; null: all."
+    )
+    num_classes_kwarg: str | None = Field(
+        default=None, description="The factory's argument that takes the number of classes found in the data."
+    )
+
+
+class DataConfig(_Config):
+    """Tables with one example a row (CSV with a header)."""
+
+    train: Path | None = Field(default=None, description="Training examples; or on the command line.")
+    valid: Path | None = Field(default=None, description="Validation examples; null: split off `train`.")
+    test: Path | None = Field(default=None, description="Test examples; null: split off `train`.")
+    valid_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `valid` is null.")
+    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `test` is null.")
+    task: Literal["classification", "regression"] = Field(description="What the labels are.")
+    label: str = Field(description="The column of labels.")
+    text: str | None = Field(default=None, description="The column of texts; the student gets hashed words.")
+    features: dict[str, Literal["int64", "float32"]] = Field(
+        default_factory=dict, description="Columns of numbers, given to the student (and teacher) by name."
+    )
+    vocab_size: int = Field(default=8192, ge=2, description="Buckets that words are hashed into.")
+    max_len: int = Field(default=32, ge=1, description="Words of a text that the student reads.")
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> Self:
+        if (self.text is None) == (not self.features):
+            raise ValueError("text, features: got both or neither, expected exactly one of them")
+        return self
+
+
+class TeacherConfig(_Config):
+    """Where the teacher is."""
+
+    address: str = Field(description="`preceptor://HOST:PORT`.")
+    options: ClientOptions = Field(default_factory=ClientOptions, description="Deadlines and limits.")
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        parse_address(self.address)
+        return self
+
+
+class TalkConfig(_Config):
+    """How the student talks with the teacher."""
+
+    codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
+    reading: Reading = Field(default=Reading.REPLACE, description="How the teacher takes messages in.")
+    split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
+    num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
+    through_teacher: bool = Field(
+        default=True, description="Whether gradients flow through the teacher or stop at the reply."
+    )
+    message_target: Literal["models", "turn"] = Field(
+        default="models", description="L_MC between both models' readings of x, or between message and reply."
+    )
+    detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
+    detach_reply: bool = Field(
+        default=False, description="Whether the student's state is drawn to the decoded reply, detached."
+    )
+
+
+class LossWeights(_Config):
+    """Weights of the losses; a loss of weight 0 is not computed."""
+
+    task: float = Field(default=1.0, ge=0, description="Of the labels.")
+    interact: float = Field(default=0.0, ge=0, description="Of d(S_hi, S'_hi).")
+    message: float = Field(default=0.0, ge=0, description="Of L_MC.")
+    state: float = Field(default=0.0, ge=0, description="Of L_SC.")
+    grounded: float = Field(default=0.0, ge=0, description="Of the task, told by the decoded reply.")
+    kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
+    hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
+    temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
+
+    @property
+    def talks(self) -> bool:
+        """Whether messages are exchanged."""
+        return self.interact > 0 or self.grounded > 0 or self.message > 0 or self.state > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.talks or self.kd > 0 or self.hint > 0
+
+
+class OptimizerConfig(_Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    codec_lr: float | None = Field(default=None, gt=0, description="Of the codec; null: as `lr`.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="After the warm-up.")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are clipped to it.")
+
+
+class TrainConfig(_Config):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run and its folder.")
+    output: Path = Field(default=Path("out"), description="Where runs are kept; shared by all nodes.")
+    seed: int = Field(default=0, ge=0, description="Of initial weights, order of examples and dropout.")
+    student: StudentConfig = Field(description="What is trained.")
+    data: DataConfig = Field(description="On what.")
+    teacher: TeacherConfig | None = Field(default=None, description="Against which teacher; null: alone.")
+    talk: TalkConfig = Field(default_factory=TalkConfig, description="How it talks.")
+    losses: LossWeights = Field(default_factory=LossWeights, description="What is minimised.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="By what.")
+    epochs: int = Field(default=10, ge=1, description="Passes over the training examples.")
+    batch_size: int = Field(default=32, ge=1, description="Examples a step, of all workers together.")
+    keep: Literal["best", "last"] = Field(default="best", description="Which epoch's weights are the result.")
+    checkpoint_every_epochs: int = Field(default=5, ge=1, description="Epochs between checkpoints.")
+    num_workers: int = Field(default=1, ge=1, description="Ray Train workers (data parallel).")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="Ray's logical CPUs a worker.")
+    use_gpu: bool = Field(default=False, description="One GPU a worker.")
+    num_threads: int = Field(default=1, ge=1, description="Torch threads a worker.")
+    max_failures: int = Field(default=2, ge=0, description="Lost workers after which the run gives up.")
+    python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")
+
+    @model_validator(mode="after")
+    def _check_needs(self) -> Self:
+        if self.losses.needs_teacher and self.teacher is None:
+            raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
+        if self.losses.talks and not (self.student.lower and self.student.upper):
+            raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
+        if self.losses.hint and not self.student.upper:
+            raise ValueError("student.upper: got null, expected a module path for losses.hint")
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, expected a multiple of num_workers {self.num_workers}"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+        """Reads a YAML file; relative paths in it are relative to its folder, except `output`.
+
+        Args:
+            path: the file.
+            overrides: values by dotted name that replace those of the file, for example
+                `{"teacher.address": "preceptor://127.0.0.1:41500"}`; paths in them are used as they are.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it is not YAML, or a field is wrong; the message names the field.
+        """
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML: {error}") from None
+        _resolve_paths(data, path.resolve().parent)
+        for name, value in (overrides or {}).items():
+            _put(data, name.split("."), value)
+        return cls.model_validate(data)
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    tables = data.get("data")
+    if isinstance(tables, dict):
+        for key in ("train", "valid", "test"):
+            if tables.get(key) is not None:
+                tables[key] = folder / str(tables[key])
+    data["python_path"] = [folder / str(entry) for entry in data.get("python_path", ())]
+
+
+def _put(data: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        nested = data.get(key)
+        data[key] = nested if isinstance(nested, dict) else {}
+        data = data[key]
+    data[keys[-1]] = value

@@ -1,0 +1,105 @@
+"""The files of a run: progress, result, checkpoints, the student alone.
+
+Every file is written aside and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from student_client.config import TrainConfig
+
+__all__ = [
+    "PROGRESS_FILE",
+    "Progress",
+    "ResumeError",
+    "config_digest",
+    "load_checkpoint",
+    "read_new_lines",
+    "save_checkpoint",
+    "write_json",
+]
+
+PROGRESS_FILE = "progress.jsonl"
+_STATE = "state.pt"
+
+
+class ResumeError(ValueError):
+    """A checkpoint belongs to a run with another config."""
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Returns a digest of all that decides a run's course; where it runs and how often it saves do not."""
+    free = {"output", "max_failures", "checkpoint_every_epochs", "cpus_per_worker", "num_threads", "use_gpu"}
+    content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], digest: str, rank: int) -> None:
+    """Writes a worker's checkpoint; the first worker's holds everything, the others' their RNG."""
+    content = {"digest": digest, **state} if rank == 0 else {"rng": state["rng"]}
+    torch.save(content, folder / _name(rank))
+
+
+def load_checkpoint(folder: Path, digest: str, rank: int) -> dict[str, Any]:
+    """Reads a worker's checkpoint.
+
+    Raises:
+        ResumeError: it belongs to another config.
+    """
+    state: dict[str, Any] = torch.load(folder / _name(0), weights_only=True, map_location="cpu")
+    if state.pop("digest") != digest:
+        raise ResumeError(
+            "the run's folder holds checkpoints of another config; choose another name or start it fresh"
+        )
+    own = folder / _name(rank)
+    if rank and own.exists():
+        state["rng"] = torch.load(own, weights_only=True)["rng"]
+    return state
+
+
+def _name(rank: int) -> str:
+    return _STATE if rank == 0 else f"rng-{rank}.pt"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+class Progress:
+    """Appends one JSON object a line to a run's `progress.jsonl`, for whoever watches."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / PROGRESS_FILE
+
+    def write(self, **content: object) -> None:
+        """Appends a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(content) + "\n")
+
+
+def read_new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """Returns the whole lines of a progress file from a position on, and the position after them."""
+    if not path.exists():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:end].splitlines()], position + end
