@@ -1,8 +1,10 @@
 """The one event loop of a process on which all conversations live.
 
 PyTorch code is synchronous and calls from several threads (the autograd engine has threads of its own); gRPC
-streams want one event loop. So a daemon thread runs a loop and everybody hands coroutines to it. A forked
-child starts a loop of its own.
+streams want one event loop. So a daemon thread runs a loop and everybody hands coroutines to it.
+
+gRPC's threads do not survive a fork: a child of a process that had talked would hang or crash in it, so it is
+told no instead. A child that was forked before, or spawned, starts a loop of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import asyncio
 import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from student_client.errors import TeacherError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -22,10 +26,21 @@ ResultT = TypeVar("ResultT")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_parent_had_talked = False
 
 
 def submit(coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
-    """Starts a coroutine on the process's loop."""
+    """Starts a coroutine on the process's loop.
+
+    Raises:
+        TeacherError: this process was forked from one that had talked.
+    """
+    if _parent_had_talked:
+        coroutine.close()
+        raise TeacherError(
+            "got a process that was forked after its parent had talked to a teacher, expected one that was "
+            "spawned, or forked before"
+        )
     return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
 
 
@@ -44,8 +59,9 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _forget_loop() -> None:
-    """Makes a forked child, where the loop's thread does not run, start anew."""
-    global _loop, _lock
+    """Makes a forked child, where the loop's thread does not run, start anew or not at all."""
+    global _loop, _lock, _parent_had_talked  # noqa: PLW0603 - see above
+    _parent_had_talked = _parent_had_talked or _loop is not None
     _loop, _lock = None, threading.Lock()
 
 

@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def describe(
     address: Annotated[str, typer.Argument(help="For example preceptor://127.0.0.1:41500")],
-    as_json: Json = False,  # noqa: FBT002 - typer's way
+    as_json: Json = False,
 ) -> None:
     """Say what a served teacher is and what it accepts."""
     from student_client.client import TeacherClient
@@ -57,10 +57,10 @@ def train(
     teacher: Annotated[str | None, typer.Option(help="Teacher's address, instead of the config's.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. epochs=3, losses.kd=1."),
+        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. losses.kd=1"),
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a student with Ray Train, against a served teacher.
 

@@ -36,7 +36,8 @@ __all__ = ["ConversationHandle", "TeacherClient"]
 class TeacherClient:
     """A teacher at an address.
 
-    It holds no connection, so it may be copied, pickled and used after a fork.
+    It holds no connection, so it may be copied and pickled. A forked child may use it if its parent had not
+    talked to any teacher yet.
 
     Args:
         address: `preceptor://HOST:PORT`, or several `HOST:PORT` of replicas separated by commas.

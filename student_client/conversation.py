@@ -42,6 +42,9 @@ AnswerT = TypeVar("AnswerT")
 
 _REPLAYED = (pb.REASON_TURN_UNKNOWN, pb.REASON_CODEC_UNKNOWN)
 
+# Its own generator: what the network does must not change the random numbers of the training loop.
+_random = random.Random()
+
 
 class Conversation:
     """Talks to a teacher that has one or more replicas.
@@ -62,7 +65,7 @@ class Conversation:
         self._stream: Stream | None = None
         self._retired: list[Stream] = []
         self._opening = asyncio.Lock()
-        self._next_replica = itertools.cycle(random.sample(replicas, len(replicas)))
+        self._next_replica = itertools.cycle(_random.sample(replicas, len(replicas)))
         self.num_reconnects = -1  # the first stream is none
 
     async def forward(self, turn: Turn) -> ForwardAnswer:
@@ -145,7 +148,7 @@ class Conversation:
 
     async def _pause(self, pause_s: float, deadline_s: float, problem: TeacherError) -> float:
         """Waits with jitter, or raises `problem` if the deadline comes first; returns the next pause."""
-        wait_s = pause_s * random.uniform(0.5, 1.0)
+        wait_s = pause_s * _random.uniform(0.5, 1.0)
         if time.monotonic() + wait_s > deadline_s:
             raise problem
         await asyncio.sleep(wait_s)

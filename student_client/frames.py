@@ -29,11 +29,14 @@ def num_rows(inputs: TeacherInputs) -> int:
     """Returns the batch size of a teacher's inputs.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or they have no rows.
     """
     if len(inputs) == 0:
         raise ValueError("inputs: got none, expected texts or tensors by name")
-    return next(iter(inputs.values())).shape[0] if isinstance(inputs, Mapping) else len(inputs)
+    rows = next(iter(inputs.values())).shape[0] if isinstance(inputs, Mapping) else len(inputs)
+    if rows == 0:
+        raise ValueError("inputs: got no rows, expected at least one")
+    return rows
 
 
 def exchange_frames(
@@ -59,9 +62,11 @@ def exchange_frames(
         The frames and the number of rows of all but the last.
 
     Raises:
-        ValueError: the rows do not match.
+        ValueError: there are no rows, or they do not match.
     """
     batch = message.shape[0]
+    if batch == 0:
+        raise ValueError("hidden_states: got no rows, expected at least one")
     if inputs is not None and num_rows(inputs) != batch:
         raise ValueError(f"inputs: got {num_rows(inputs)} rows, expected {batch} as in hidden_states")
     row_bytes = message[:1].numel() * dtype.itemsize + mask[:1].numel() + _row_bytes(inputs)

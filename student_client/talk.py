@@ -216,7 +216,7 @@ class TeacherTalk(nn.Module):
         wanted = frozenset(ObservationKind(kind) for kind in kinds)
         parameters = self._codec_parameters()
         needs_codec = any(kind.needs_codec for kind in wanted)
-        wants_gradient = needs_codec and torch.is_grad_enabled()
+        wants_gradient = needs_codec and self._wants_gradient()
         frames = observe_frames(
             inputs,
             kinds=wanted,
@@ -237,9 +237,7 @@ class TeacherTalk(nn.Module):
     ) -> tuple[Tensor, list[pb.Receipt]]:
         """Sends a message, in several turns if it is large, and returns the reply."""
         parameters = self._codec_parameters()
-        wants_gradient = torch.is_grad_enabled() and (
-            message.requires_grad or any(parameter.requires_grad for parameter in parameters.values())
-        )
+        wants_gradient = self._wants_gradient(message)
         frames, rows = exchange_frames(
             message,
             mask,
@@ -277,6 +275,11 @@ class TeacherTalk(nn.Module):
                 )
             )
         return self._handle
+
+    def _wants_gradient(self, *message: Tensor) -> bool:
+        """Whether gradients of a turn may be asked for."""
+        leaves = (*message, *self.teacher_codec.parameters())
+        return torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
 
     def _codec_parameters(self) -> dict[str, Tensor]:
         return dict(self.teacher_codec.named_parameters())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from services.teacher.families import resolve_folder
 from services.teacher.families.decoder import find_gguf
-from tests.tiny_models import SIZES, load_tiny, save_tiny
+from tests.tiny_models import SIZES, load_from, save_tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,17 +62,17 @@ def test_the_gguf_file_is_found(tmp_path: Path) -> None:
 
 def test_missing_weights_are_refused_but_for_an_unused_pooler(tmp_path: Path) -> None:
     save_tiny(tmp_path, "encoder")
-    fingerprints = {load_tiny(tmp_path, "encoder").facts.fingerprint}
+    fingerprints = {load_from(tmp_path, "encoder").facts.fingerprint}
     weights = load_file(tmp_path / "model.safetensors")
     without_pooler = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
     assert len(without_pooler) < len(weights)
     save_file(without_pooler, tmp_path / "model.safetensors", {"format": "pt"})
-    fingerprints |= {load_tiny(tmp_path, "encoder").facts.fingerprint for _ in range(2)}
+    fingerprints |= {load_from(tmp_path, "encoder").facts.fingerprint for _ in range(2)}
     assert len(fingerprints) == 1
     del without_pooler["encoder.layer.1.output.dense.bias"]
     save_file(without_pooler, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"got no weights for encoder\.layer\.1\.output\.dense\.bias"):
-        load_tiny(tmp_path, "encoder")
+        load_from(tmp_path, "encoder")
 
 
 def _causal_bert() -> Any:
@@ -99,7 +99,7 @@ def test_an_encoder_of_another_make_is_refused(tmp_path: Path, make: Any, messag
         torch.nn.init.normal_(parameter)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"model.path: .*{message}"):
-        load_tiny(tmp_path, "encoder")
+        load_from(tmp_path, "encoder")
 
 
 def test_a_decoder_with_more_between_its_blocks_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_decoder_with_more_between_its_blocks_is_refused(tmp_path: Path) -> No
     config = transformers.GraniteConfig(**SIZES, num_key_value_heads=2, embedding_multiplier=12.0)
     transformers.GraniteForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model\.path: got a model whose output differs by"):
-        load_tiny(tmp_path, "decoder")
+        load_from(tmp_path, "decoder")
 
 
 def test_a_decoder_of_another_make_is_refused(tmp_path: Path) -> None:
@@ -117,13 +117,13 @@ def test_a_decoder_of_another_make_is_refused(tmp_path: Path) -> None:
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model\.path: got a GPT2Model without embed_tokens, layers"):
-        load_tiny(tmp_path, "decoder")
+        load_from(tmp_path, "decoder")
 
 
 def test_an_input_limit_without_room_for_a_token_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path, "encoder")
     with pytest.raises(ValueError, match=r"limits\.max_input_len: got 2, expected more than 2"):
-        load_tiny(tmp_path, "encoder", max_input_len=2)
+        load_from(tmp_path, "encoder", max_input_len=2)
 
 
 def test_loading_imports_neither_ray_nor_grpc() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from services.teacher.families.base import Teacher
 
-__all__ = ["SIZES", "load_tiny", "save_tiny"]
+__all__ = ["SIZES", "load_from", "save_tiny"]
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -60,7 +60,7 @@ def save_tiny(folder: Path, kind: str) -> Any:
     return made.eval()
 
 
-def load_tiny(
+def load_from(
     folder: Path | str, family: str, *, max_input_len: int = 512, dtype: torch.dtype | None = None
 ) -> Teacher:
     config = ServiceConfig.model_validate(

@@ -88,7 +88,7 @@ def build() -> typer.Typer:
     return app
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit

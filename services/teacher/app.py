@@ -1,22 +1,21 @@
 """The teacher as a Ray Serve application; the only module that knows Ray Serve.
 
 Students reach a replica's own gRPC server (direct ingress): Serve's proxies would cost more than the
-teacher does for small messages, so none is started. What direct ingress needs of the environment is listed by
+teacher does for small messages, so they serve no gRPC (see `ingress`). What direct ingress needs of the environment is listed by
 `environment.serve_environment` and must be set in every Ray process before Ray starts.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ray import serve
-from ray.serve._private import default_impl
 
 from services.teacher.config import ServiceConfig  # noqa: TC001 - Ray reads the annotation at run time
 from services.teacher.engine import Engine, FifoQueue
 from services.teacher.families import load_teacher
+from services.teacher.ingress import restrict_listening
 from services.teacher.servicer import TeacherServicer
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ __all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app", "
 
 APP_NAME = "preceptor"
 SERVICER_FUNCTIONS = ["preceptor.v1.teacher_pb2_grpc.add_TeacherServiceServicer_to_server"]
-
-logger = logging.getLogger(__name__)
 
 
 def load_engine(config: ServiceConfig) -> Engine:
@@ -53,7 +50,7 @@ class TeacherDeployment:
     """One replica of the teacher."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        _listen_on(config.host)
+        restrict_listening()
         self._engine = load_engine(config)
         self._servicer = TeacherServicer(self._engine, config)
 
@@ -95,19 +92,3 @@ def build_app(config: ServiceConfig) -> Application:
         )
         .bind(config)
     )
-
-
-def _listen_on(host: str) -> None:
-    """Makes this replica's gRPC server listen on `host`.
-
-    Serve binds `[::]` and offers no option; it looks the binding function up when the server starts, which is
-    after this constructor. A test holds us to it with each Ray release.
-    """
-
-    def add_grpc_address(server: Any, address: str) -> None:
-        _, _, port = address.rpartition(":")
-        shown = f"[{host}]" if ":" in host else host
-        server.add_insecure_port(f"{shown}:{port}")
-        logger.info("listening on %s:%s", shown, port)
-
-    default_impl.add_grpc_address = add_grpc_address

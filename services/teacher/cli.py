@@ -25,7 +25,7 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="First port, instead of the config's.")] = None,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of a Ray that is started here.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,
 ) -> None:
     """Serve a frozen teacher; students talk to the printed address.
 

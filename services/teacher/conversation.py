@@ -209,8 +209,9 @@ class Conversation:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(finish))
 
     def _answer_forward(self, number: int, kept: KeptTurn, result: ForwardResult) -> None:
-        if self._gone:
+        if self._turns.find(number) is not kept:  # dropped before it was computed: no gradients can come
             self._engine.graphs.take(kept.turn)
+        if self._gone:
             return
         kept.shapes = {name: value.shape for name, value in result.values.items()}
         self._send(answers.forward(number, kept, result, self._wire_dtype, self._limits.max_frame_bytes))

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
 
-__all__ = ["serve_environment"]
+__all__ = ["HOST_VARIABLE", "MAX_PORT_VARIABLE", "MIN_PORT_VARIABLE", "serve_environment"]
+
+HOST_VARIABLE = "PRECEPTOR_HOST"
+MIN_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"
+MAX_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT"
 
 _FRAME_OVERHEAD_BYTES = 64 << 10
 
@@ -23,8 +27,10 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
     """
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(config.port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(config.port + config.num_replicas),
+        MIN_PORT_VARIABLE: str(config.port),
+        MAX_PORT_VARIABLE: str(config.port + config.num_replicas),
+        HOST_VARIABLE: config.host,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "services.teacher.ingress.restrict_listening",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.drain_s),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES),

@@ -58,11 +58,13 @@ def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float 
     from services.teacher.app import APP_NAME, SERVICER_FUNCTIONS, build_app
 
     owns_ray = not ray.is_initialized()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if owns_ray:
         _start_ray(num_cpus)
     try:
         serve.start(
-            proxy_location="Disabled",
+            # Direct ingress brings a proxy whatever is asked for; it gets a port that disturbs no one.
+            http_options={"host": "127.0.0.1", "port": _free_port()},
             grpc_options={"grpc_servicer_functions": SERVICER_FUNCTIONS, "enable_reflection": False},
         )
         try:
@@ -72,7 +74,8 @@ def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float 
         wait_until_ready(config, ready_timeout_s)
         yield address_of(config)
     finally:
-        serve.shutdown()
+        # Not `serve.shutdown`: other applications may run there, and with our own Ray the rest goes too.
+        serve.delete(APP_NAME)
         if owns_ray:
             ray.shutdown()
 
@@ -102,6 +105,13 @@ def _start_ray(num_cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _check_ports_free(config: ServiceConfig) -> None:

@@ -69,18 +69,16 @@ class DecoderTeacher(TransformerTeacher):
             dtype: what it computes in; quantized weights are expanded to it.
 
         Raises:
-            ValueError: the model is not built like Llama, or some of its weights are missing.
-            OSError: a file is missing.
+            ValueError, OSError: the model is not built like Llama, or weights or a file are missing.
         """
         files = {"gguf_file": find_gguf(folder, gguf_file), "local_files_only": True}
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **files
         )
         check_complete(report["missing_keys"])
-        model = model.eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, **files)
         teacher = cls(
-            find_parts(model),
+            find_parts(model.to(device)),
             tokenizer,
             rotary=model.base_model.rotary_emb,
             name=name,

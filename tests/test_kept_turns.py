@@ -1,0 +1,145 @@
+"""What a conversation keeps for gradients that may come, and that nothing of it outlives its use."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.engine import Engine, FifoQueue
+from services.teacher.turns import KeptTurn, TurnShelf
+from tests.toy import WatchedTeacher
+from tests.toy_frames import (
+    Desk,
+    backward,
+    codec_state,
+    exchange,
+    message,
+    observe,
+    opening,
+    set_codec,
+)
+from tests.toy_server import GatedQueue
+
+if TYPE_CHECKING:
+    from services.teacher.families.base import Teacher
+    from services.teacher.work import Turn
+
+
+def _open(engine: Engine, **limits: int) -> Desk:
+    desk = Desk(engine, **limits)
+    desk.say(opening(), set_codec())
+    return desk
+
+
+def _turn(engine: Engine, number: int) -> Turn:
+    """A turn as the service builds it, taken from a conversation."""
+    with _open(engine) as desk:
+        desk.say(exchange(number, message(seed=number)))
+        kept = desk.conversation._turns.find(number)
+    assert kept is not None
+    return kept.turn
+
+
+def test_a_shelf_drops_the_oldest_beyond_a_count_or_bytes(engine: Engine) -> None:
+    turn = _turn(engine, 1)
+    for max_turns, max_bytes in ((2, 1000), (10, 25)):
+        dropped: list[Turn] = []
+        shelf = TurnShelf(max_turns, max_bytes, dropped.append)
+        for number in (1, 2, 1, 3):  # a repetition makes a turn the newest
+            shelf.put(number, KeptTurn(turn, b"", 10))
+        assert [shelf.find(number) is not None for number in (1, 2, 3)] == [True, False, True]
+        assert len(dropped) == 1
+        shelf.clear()
+        assert len(dropped) == 3
+        assert shelf.find(3) is None
+
+
+def test_a_shelf_keeps_at_least_the_newest_turn(engine: Engine) -> None:
+    shelf = TurnShelf(10, 5, lambda _: None)
+    for number in (1, 2):
+        shelf.put(number, KeptTurn(_turn(engine, 1), b"", 100))
+    assert shelf.find(1) is None
+    assert shelf.find(2) is not None
+
+
+def test_gradients_of_a_dropped_turn_are_refused_until_it_is_sent_again(engine: Engine) -> None:
+    with _open(engine, max_retained_turns=1) as desk:
+        first = desk.ask(exchange(1)).reply.reply
+        desk.ask(exchange(2))
+        assert len(engine.graphs) == 1
+        assert desk.ask(backward(1)).failed.reason == pb.REASON_TURN_UNKNOWN
+        assert desk.ask(exchange(1)).reply.reply == first
+        assert desk.ask(backward(1)).gradients.receipt.graph_source == pb.GRAPH_SOURCE_RETAINED
+
+
+def test_turns_dropped_before_they_were_computed_leave_no_graph(engine: Engine) -> None:
+    with _open(engine, max_retained_turns=2) as desk:
+        answers = desk.say(*(exchange(turn, message(seed=turn)) for turn in range(1, 6)))
+        assert [answer.reply.turn for answer in answers] == [1, 2, 3, 4, 5]
+        assert len(engine.graphs) == 2
+        desk.conversation.give_up()
+    assert len(engine.graphs) == 0
+
+
+def test_gradients_keep_the_codec_of_their_turn(engine: Engine) -> None:
+    def gradients(*later: pb.ConverseRequest) -> pb.Gradients:
+        with _open(engine) as desk:
+            desk.say(exchange(1))
+            desk.say(*later)
+            return desk.ask(backward(1)).gradients
+
+    expected = gradients()
+    got = gradients(*(set_codec(version, codec_state(seed=version)) for version in (2, 3, 4)))
+    assert list(got.codec) == list(expected.codec)
+    assert got.message == expected.message
+
+
+def test_a_turn_that_wants_no_gradient_keeps_no_graph(engine: Engine) -> None:
+    with _open(engine) as desk:
+        assert desk.ask(exchange(1, wants_gradient=False)).HasField("reply")
+        assert len(engine.graphs) == 0
+
+
+def test_giving_up_drops_every_graph(engine: Engine) -> None:
+    with _open(engine) as desk:
+        desk.say(exchange(1), observe(2))
+        assert len(engine.graphs) == 2
+        desk.conversation.give_up()
+        assert len(engine.graphs) == 0
+        assert engine.graphs.num_bytes == 0
+
+
+def test_giving_up_cancels_what_waits(tiny_teacher: Teacher) -> None:
+    queue = GatedQueue(4)
+    engine = Engine(tiny_teacher, queue=queue, max_retained_bytes=1 << 30)
+    engine.start()
+    with _open(engine) as desk:
+        queue.gate.clear()
+        assert desk.say(exchange(1), observe(2), then=desk.conversation.give_up) == []
+    engine.stop()
+    assert len(engine.graphs) == 0
+
+
+def test_a_turn_in_computation_while_its_student_goes_leaves_no_graph(tiny_teacher: Teacher) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    def watch(name: str) -> None:
+        if name == "upper":
+            entered.set()
+            assert released.wait(30)
+
+    teacher = WatchedTeacher(tiny_teacher)
+    engine = Engine(teacher, queue=FifoQueue(4), max_retained_bytes=1 << 30)
+    engine.start()
+    with _open(engine) as desk:
+        teacher.watch = watch
+
+        def leave() -> None:
+            assert entered.wait(30)
+            desk.conversation.give_up()
+            released.set()
+
+        assert desk.say(exchange(1), exchange(2), then=leave) == []
+        assert len(engine.graphs) == 0
+    engine.stop()

@@ -1,0 +1,248 @@
+"""A training run without Ray: data, steps, losses, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from services.teacher.families import load_teacher
+from student_client.config import TrainConfig
+from student_client.data import DataError, hash_words, load_splits
+from student_client.records import (
+    ResumeError,
+    config_digest,
+    load_checkpoint,
+    read_new_lines,
+    save_checkpoint,
+)
+from student_client.run import StudentRun
+from student_client.students import build_student
+from tests.toy import NUM_IDS
+from tests.toy_server import ToyServer
+from tests.toy_student import row_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ALL_LOSSES = {
+    "interact": 1.0,
+    "message": 0.3,
+    "state": 0.2,
+    "grounded": 0.5,
+    "kd": 0.1,
+    "hint": 0.1,
+    "temperature": 2.0,
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Rows whose label is the parity of an id."""
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ids", "label"])
+        for number in range(60):
+            writer.writerow([number % NUM_IDS, "odd" if number % 2 else "even"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def row_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer]:
+    config = row_config(tmp_path_factory.mktemp("rows"))
+    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
+    server.start()
+    yield server
+    server.close()
+
+
+def make_config(table: Path, address: str | None, **changes: Any) -> TrainConfig:
+    content: dict[str, Any] = {
+        "name": "toy",
+        "output": table.parent / "out",
+        "epochs": 3,
+        "batch_size": 16,
+        "student": {
+            "factory": "tests.toy_student:ToyStudent",
+            "lower": "blocks.0",
+            "upper": "blocks.1",
+            "num_classes_kwarg": "num_classes",
+        },
+        "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
+        "teacher": None if address is None else {"address": address},
+        "talk": {"codec": {"message_dim": 4}},
+        **changes,
+    }
+    return TrainConfig.model_validate(content)
+
+
+def losses_of(run: StudentRun) -> list[float]:
+    values = []
+    while run.epoch < run.config.epochs:
+        values += [step["loss"] for step in run.train_epoch()]
+    return values
+
+
+def test_a_student_alone_learns_and_reports_what_it_is_worth(table: Path) -> None:
+    run = StudentRun(make_config(table, None, epochs=30, optimizer={"lr": 0.02}))
+    first, *_, last = losses_of(run)
+    facts = run.finish()
+    assert last < 0.5 * first
+    assert facts["metric"] == "accuracy"
+    assert facts["num_train"] == 48
+    assert 0 <= facts["test"] <= 1
+    assert facts["waiting_s"] == 0
+
+
+def test_every_loss_reaches_the_parameters_it_should(table: Path, row_server: ToyServer) -> None:
+    config = make_config(table, row_server.address, losses={**ALL_LOSSES, "task": 1.0}, epochs=1)
+    run = StudentRun(config)
+    before = {name: p.clone() for name, p in run.objective.named_parameters()}
+    steps = list(run.train_epoch())
+    run.close()
+    assert set(steps[0]) == {"loss", "task", *ALL_LOSSES} - {"temperature"}
+    weights = config.losses.model_dump()
+    total = sum(weights[name] * value for name, value in steps[0].items() if name != "loss")
+    assert math.isclose(steps[0]["loss"], total, rel_tol=1e-5)
+    unmoved = [name for name, p in run.objective.named_parameters() if torch.equal(p, before[name])]
+    assert unmoved == []
+
+
+def test_the_turns_own_message_target_and_detached_readings_work(table: Path, row_server: ToyServer) -> None:
+    talk = {
+        "codec": {"message_dim": 4},
+        "message_target": "turn",
+        "detach_reply": True,
+        "through_teacher": False,
+        "num_rounds": 2,
+    }
+    run = StudentRun(make_config(table, row_server.address, losses={"interact": 1, "message": 1}, talk=talk))
+    before = run.objective.talk.teacher_codec.decoder.body.weight.clone()  # type: ignore[union-attr, operator]
+    steps = list(run.train_epoch())
+    run.close()
+    after = run.objective.talk.teacher_codec.decoder.body.weight  # type: ignore[union-attr]
+    assert {"interact", "message"} <= set(steps[0])
+    # Nothing but weight decay moves Dec_T where gradients stop at the reply.
+    decay = (1 - 1e-3 * 0.01) ** len(steps)
+    assert torch.allclose(after, before * decay, rtol=1e-6) or torch.equal(after, before)
+
+
+def test_a_resumed_run_continues_exactly(table: Path, row_server: ToyServer, tmp_path: Path) -> None:
+    config = make_config(
+        table, row_server.address, losses=ALL_LOSSES, optimizer={"schedule": "cosine", "warmup_steps": 2}
+    )
+    whole = StudentRun(config)
+    expected = losses_of(whole)
+    first = StudentRun(config)
+    got = [step["loss"] for step in first.train_epoch()]
+    save_checkpoint(tmp_path, first.state(), config_digest(config), rank=0)
+    torch.manual_seed(99)  # whatever happened in between must not matter
+    second = StudentRun(config)
+    second.load_state(load_checkpoint(tmp_path, config_digest(config), rank=0))
+    got += losses_of(second)
+    for run in (whole, first, second):
+        run.close()
+    assert got == expected
+    assert whole.finish()["test"] == second.finish()["test"]
+
+
+def test_a_checkpoint_of_another_config_is_refused(table: Path, tmp_path: Path) -> None:
+    config = make_config(table, None)
+    save_checkpoint(tmp_path, StudentRun(config).state(), config_digest(config), rank=0)
+    other = config_digest(make_config(table, None, batch_size=8))
+    with pytest.raises(ResumeError, match="another config"):
+        load_checkpoint(tmp_path, other, rank=0)
+
+
+def test_workers_see_every_example_of_a_batch_once(table: Path) -> None:
+    examples = load_splits(make_config(table, None).data, seed=0).train
+    whole = list(examples.shuffled(16, seed=1, epoch=0))
+    shares = [list(examples.shuffled(16, seed=1, epoch=0, rank=rank, world_size=2)) for rank in range(2)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        both = torch.cat([first.student["ids"], second.student["ids"]])
+        assert sorted(both.tolist()) == sorted(batch.student["ids"].tolist())
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(table: Path) -> None:
+    run = StudentRun(make_config(table, None, epochs=6, optimizer={"lr": 0.05}))
+    valid = []
+    while run.epoch < 6:
+        list(run.train_epoch())
+        valid.append(run.last_valid)
+    facts = run.finish()
+    assert facts["valid"] == max(valid)
+    assert facts["best_epoch"] == valid.index(max(valid)) + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n", "got columns"),
+        ("ids,label\n1,\n", "line 2: got no value"),
+        ("ids,label\nx,even\n" * 1 + "1,odd\n" * 20, "expected numbers"),
+    ],
+)
+def test_a_wrong_table_is_told_by_file_column_and_row(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_splits(make_config(path, None).data, seed=0)
+
+
+def test_words_are_hashed_into_their_range() -> None:
+    assert hash_words("", 10, 5) == [1]
+    words = hash_words("One two, two three four five", 10, 4)
+    assert len(words) == 4
+    assert words[1] == words[3]
+    assert all(1 <= word < 10 for word in words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": {"kd": 1}}, "teacher: got null"),
+        ({"batch_size": 5, "num_workers": 2}, "multiple of num_workers"),
+        ({"name": "../up"}, "name"),
+        ({"unknown": 1}, "unknown"),
+        ({"teacher": {"address": "nowhere"}}, "expected preceptor://"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_field(table: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(table, None, **changes)
+
+
+def test_a_config_file_resolves_paths_and_takes_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: run\nstudent: {factory: 'a:b'}\n"
+        "data: {train: t.csv, task: regression, label: y, features: {x: float32}}\n"
+    )
+    config = TrainConfig.load(path, {"epochs": 3, "teacher.address": "preceptor://127.0.0.1:1"})
+    assert config.data.train == tmp_path / "t.csv"
+    assert config.epochs == 3
+    assert config.teacher is not None
+
+
+@pytest.mark.parametrize("factory", ["nowhere:x", "tests.toy:missing", "noseparator", "builtins:dict"])
+def test_a_factory_that_gives_no_module_is_refused(table: Path, factory: str) -> None:
+    student = make_config(table, None).student.model_copy(
+        update={"factory": factory, "num_classes_kwarg": None}
+    )
+    with pytest.raises(ValueError, match=r"student\.factory"):
+        build_student(student, num_classes=2)
+
+
+def test_a_half_written_line_of_progress_is_left_for_later(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    assert read_new_lines(path, 0) == ([], 0)
+    path.write_text('{"epoch": 1}\n{"epo')
+    lines, position = read_new_lines(path, 0)
+    assert lines == [{"epoch": 1}]
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    assert read_new_lines(path, position)[0] == [{"epoch": 2}]

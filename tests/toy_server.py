@@ -1,0 +1,190 @@
+"""The real servicer under a real gRPC server, on a thread of this process, for tests.
+
+A server can be killed and started again on its port, and its teacher can be held before its next turn, so
+that a test decides what has happened when a stream breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+
+from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherServiceServicer_to_server
+from services.teacher.engine import Engine, FifoQueue, Work
+from services.teacher.errors import OverloadedError
+from services.teacher.servicer import TeacherServicer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Self
+
+    from services.teacher.config import ServiceConfig
+    from services.teacher.families.base import Teacher
+
+__all__ = ["GatedQueue", "RawStudent", "ToyServer"]
+
+_PATIENCE_S = 30.0
+_FRAME_OVERHEAD_BYTES = 64 << 10
+
+ResultT = TypeVar("ResultT")
+
+
+class GatedQueue(FifoQueue):
+    """Hands work out only while its gate is open, and lets a test wait for work to come in."""
+
+    def __init__(self, max_queued: int) -> None:
+        super().__init__(max_queued)
+        self.gate = threading.Event()
+        self.gate.set()
+        self._arrived = threading.Semaphore(0)
+        self._refused = threading.Semaphore(0)
+
+    def admit(self, work: Work) -> None:
+        try:
+            super().admit(work)
+        except OverloadedError:
+            self._refused.release()
+            raise
+        self._arrived.release()
+
+    def next_batch(self) -> list[Work] | None:
+        batch = super().next_batch()
+        self.gate.wait()
+        return batch
+
+    def close(self) -> None:
+        super().close()
+        self.gate.set()
+
+    def await_arrivals(self, count: int = 1) -> None:
+        """Waits until `count` more pieces of work were admitted than were waited for before."""
+        for _ in range(count):
+            assert self._arrived.acquire(timeout=_PATIENCE_S), "no work arrived"
+
+    def await_refusals(self, count: int = 1) -> None:
+        """Waits until `count` more pieces of work were refused."""
+        for _ in range(count):
+            assert self._refused.acquire(timeout=_PATIENCE_S), "no work was refused"
+
+
+class ToyServer:
+    """A teacher on a loopback port; `start` it, then `kill` and `start` it as often as needed.
+
+    `grpc_limit` is what gRPC itself takes, in bytes a frame; by default what the config's limits promise.
+    """
+
+    def __init__(self, teacher: Teacher, config: ServiceConfig, grpc_limit: int | None = None) -> None:
+        self.teacher = teacher
+        self.config = config
+        self._grpc_limit = grpc_limit or config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="toy-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.queue = GatedQueue(self.config.limits.max_queued_turns)
+        self.engine = Engine(
+            self.teacher, queue=self.queue, max_retained_bytes=self.config.limits.max_retained_bytes
+        )
+        self.engine.start()
+        self.servicer = TeacherServicer(self.engine, self.config)
+        self.call(self._start())
+
+    def kill(self) -> None:
+        """Breaks every stream at once; what the replica held is gone."""
+        self.call(self._server.stop(None))
+        self.engine.stop()
+
+    def close(self) -> None:
+        """Kills the server and ends its thread."""
+        self.kill()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def call(self, coroutine: Coroutine[None, None, ResultT]) -> ResultT:
+        """Runs a coroutine on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_PATIENCE_S)
+
+    def drain(self, closes_in_s: float = 1.0) -> None:
+        async def drain() -> None:
+            self.servicer.drain(closes_in_s)
+
+        self.call(drain())
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Lets the server's loop run until a condition holds."""
+
+        async def check() -> None:
+            async with asyncio.timeout(_PATIENCE_S):
+                while not condition():  # noqa: ASYNC110 - what is waited for has no event
+                    await asyncio.sleep(0.001)
+
+        self.call(check())
+
+    async def _start(self) -> None:
+        limit = self._grpc_limit
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+
+class RawStudent:
+    """A student that writes its frames by hand; leaving its context breaks the stream without a word."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._frames: queue.SimpleQueue[pb.ConverseRequest | None] = queue.SimpleQueue()
+        self._stub = TeacherServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._call: Any = self._stub.Converse(iter(self._frames.get, None), timeout=_PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call.cancel()
+        self._frames.put(None)
+        self._channel.close()
+
+    def describe(self) -> pb.DescribeTeacherResponse:
+        response: pb.DescribeTeacherResponse = self._stub.DescribeTeacher(
+            pb.DescribeTeacherRequest(), timeout=_PATIENCE_S
+        )
+        return response
+
+    def send(self, *frames: pb.ConverseRequest) -> None:
+        for frame in frames:
+            self._frames.put(frame)
+
+    def done_writing(self) -> None:
+        self._frames.put(None)
+
+    def receive(self) -> pb.ConverseResponse:
+        """Waits for the next answer."""
+        answer: pb.ConverseResponse = next(self._call)
+        return answer
+
+    def ask(self, *frames: pb.ConverseRequest) -> pb.ConverseResponse:
+        self.send(*frames)
+        return self.receive()
+
+    def rest(self) -> list[pb.ConverseResponse]:
+        """Waits until the replica ends the stream and returns the answers until then."""
+        return list(self._call)

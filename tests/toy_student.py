@@ -1,0 +1,90 @@
+"""A small student and a teacher for it, both without positions, for tests of training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from services.teacher.config import ServiceConfig
+from tests.toy import NUM_IDS
+
+__all__ = ["CrashingStudent", "RowTeacher", "ToyStudent", "row_config"]
+
+
+class RowTeacher(nn.Module):
+    """Ids [B] to states [B, 8] and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = RowEmbed()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3))
+        self.head = nn.Linear(8, 2)
+
+
+class RowEmbed(nn.Module):
+    """Ids [B] to states [B, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(NUM_IDS, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states: Tensor = self.table(ids)
+        return states
+
+
+def row_config(folder: Path, **service: Any) -> ServiceConfig:
+    """Saves the state of a `RowTeacher` and returns the config that serves it."""
+    weights = folder / "rows.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(RowTeacher().state_dict(), weights)
+    model = {
+        "family": "module",
+        "factory": "tests.toy_student:RowTeacher",
+        "weights": weights,
+        "inputs": {"ids": f"int64[*]<{NUM_IDS}"},
+    }
+    return ServiceConfig.model_validate({"name": "rows", "model": model, **service})
+
+
+class ToyStudent(nn.Module):
+    """Ids [B] to logits [B, num_classes]; its states are [B, 6]."""
+
+    def __init__(self, num_classes: int, width: int = 6, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(NUM_IDS, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.embed(ids)
+        for block in self.blocks:
+            states = block(states)
+        logits: Tensor = self.head(self.dropout(states))
+        return logits
+
+
+class CrashingStudent(ToyStudent):
+    """Ends its process, as a lost machine would, at its n-th training step, once."""
+
+    def __init__(self, num_classes: int, marker: str, at_step: int) -> None:
+        super().__init__(num_classes)
+        self._marker = Path(marker)
+        self._at_step = at_step
+        self._steps = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self._steps += 1
+            if self._steps == self._at_step and not self._marker.exists():
+                self._marker.touch()
+                os._exit(1)
+        return super().forward(ids)
