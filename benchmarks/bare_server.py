@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 
+from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
 from services.teacher.local import wait_until_ready
 

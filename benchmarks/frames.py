@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import torch
+
 from preceptor import wire
 from preceptor.codec import CodecKind, CodecSpec, TeacherCodec
 from preceptor.v1 import teacher_pb2 as pb

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from preceptor.terms import Reading
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from benchmarks import teachers
 from benchmarks.bare_server import bare_server
 from benchmarks.frames import FrameTimes, time_frames
 from benchmarks.reference import Batch, TalkingStudent, make_batches, remote_and_local
+from preceptor.terms import Reading
 from services.teacher.families import load_teacher
 from services.teacher.local import serving
 

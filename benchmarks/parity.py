@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from preceptor.terms import Reading
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import teachers
 from benchmarks.reference import QUANTITIES, Parity, compare, make_batches, remote_and_local
+from preceptor.terms import Reading
 from services.teacher.families import load_teacher
 from services.teacher.local import serving
 

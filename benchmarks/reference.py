@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from preceptor.codec import resample
-from preceptor.terms import Reading
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.toy_teacher import TransformerBlock
+from preceptor.codec import resample
+from preceptor.terms import Reading
 from services.teacher.families.base import States
 from student_client import Talk, TeacherTalk, losses
 

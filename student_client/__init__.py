@@ -6,7 +6,6 @@ loss = task_loss + losses.interaction(upper_states, heard.decoded)
 """
 
 from preceptor.terms import ObservationKind, Reading
-
 from student_client import losses
 from student_client.client import TeacherClient
 from student_client.errors import (

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from google.protobuf.json_format import MessageToDict
-from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -69,10 +70,11 @@ def train(
     Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
     """
     settings = _load(config, _overrides(data, teacher, changes or []))
-    from student_client.train import TrainError, local_ray
+    from student_client.train import TrainError, check, local_ray
     from student_client.train import train as run_training
 
     try:
+        check(settings)
         with local_ray(), _progress(settings) as progress:
             task = progress.add_task(settings.name, total=settings.epochs, note="starting")
 

@@ -13,9 +13,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
-
 from student_client import background
 from student_client.conversation import Conversation
 from student_client.errors import AccessError, TeacherError, TeacherUnavailableError

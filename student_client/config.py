@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from preceptor.codec import CodecSpec
-from preceptor.terms import Reading
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from preceptor.codec import CodecSpec
+from preceptor.terms import Reading
 from student_client.options import ClientOptions, parse_address
 
 __all__ = [

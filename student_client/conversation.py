@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
-from preceptor.v1 import teacher_pb2 as pb
 
+from preceptor.v1 import teacher_pb2 as pb
 from student_client.errors import (
     AccessError,
     DeadlineExceededError,

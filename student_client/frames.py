@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor
+
 from preceptor import wire
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
-from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

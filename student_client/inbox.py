@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from preceptor import wire
-
 from student_client.errors import TeacherError
 from student_client.turns import ForwardAnswer, GradientsAnswer
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from preceptor.codec import resample
-from preceptor.distance import state_distance
 from torch import Tensor
 from torch.nn import functional
+
+from preceptor.codec import resample
+from preceptor.distance import state_distance
 
 if TYPE_CHECKING:
     from preceptor.codec import Decoder, Encoder

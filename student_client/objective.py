@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from preceptor.codec import resample
-from preceptor.terms import ObservationKind
 from torch import Tensor, nn
 from torch.nn import functional
 
+from preceptor.codec import resample
+from preceptor.terms import ObservationKind
 from student_client import losses
 from student_client.client import TeacherClient
 from student_client.talk import MAX_FRAME_BYTES, TeacherTalk

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from preceptor.v1 import teacher_pb2 as pb
-
     from student_client.client import PendingTurn
 
 __all__ = ["differentiable", "receive"]

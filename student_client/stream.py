@@ -12,10 +12,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
-
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox
 

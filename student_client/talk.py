@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch import Tensor, nn
+
 from preceptor import wire
 from preceptor.codec import CodecSpec, Decoder, Encoder, TeacherCodec, resample
 from preceptor.terms import READING_NUMBERS, ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
-from torch import Tensor, nn
-
 from student_client.client import ConversationHandle, TeacherClient
 from student_client.frames import TeacherInputs, exchange_frames, observe_frames
 from student_client.remote import differentiable, receive

@@ -43,7 +43,7 @@ from student_client.students import build_student
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["TrainError", "TrainResult", "local_ray", "train", "train_worker"]
+__all__ = ["TrainError", "TrainResult", "check", "local_ray", "train", "train_worker"]
 
 RESULT_FILE = "result.json"
 STUDENT_FILE = "student.safetensors"
@@ -104,8 +104,7 @@ def train(
         ValueError: the data or the student are not what the config says.
         TrainError: the run failed.
     """
-    splits = load_splits(config.data, config.seed)  # here, where a mistake is told at once
-    build_student(config.student, num_classes=len(splits.classes), python_path=config.python_path)
+    check(config)
     config = config.model_copy(update={"output": config.output.resolve()})
     folder = config.output / config.name
     if fresh and folder.exists():
@@ -126,6 +125,16 @@ def train(
         raise TrainError(f"run {config.name}: {_first_cause(outcome[0])}") from outcome[0]
     facts = json.loads((folder / RESULT_FILE).read_text())
     return TrainResult(config.name, folder, {**facts, "seconds": time.monotonic() - start_s})
+
+
+def check(config: TrainConfig) -> None:
+    """Reads the data and builds the student, so that a mistake is told before anything is started.
+
+    Raises:
+        ValueError: the data or the student are not what the config says.
+    """
+    splits = load_splits(config.data, config.seed)
+    build_student(config.student, num_classes=len(splits.classes), python_path=config.python_path)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:

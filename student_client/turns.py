@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from preceptor.v1 import tensor_pb2 as tensors
     from torch import Tensor
+
+    from preceptor.v1 import tensor_pb2 as tensors
 
 __all__ = ["CodecSnapshot", "CodecVersions", "ForwardAnswer", "GradientsAnswer", "Turn"]
 

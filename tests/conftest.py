@@ -89,9 +89,7 @@ def start_server(tiny_teacher: Teacher, service_config: ServiceConfig) -> Iterat
     """Starts servers of a test's own; keywords set limits, arguments see `ToyServer`."""
     servers: list[ToyServer] = []
 
-    def start(
-        teacher: Teacher = tiny_teacher, grpc_limit: int | None = None, **limits: int
-    ) -> ToyServer:
+    def start(teacher: Teacher = tiny_teacher, grpc_limit: int | None = None, **limits: int) -> ToyServer:
         changed = service_config.limits.model_copy(update=limits)
         config = service_config.model_copy(update={"limits": changed})
         server = ToyServer(teacher, config, grpc_limit)

@@ -120,8 +120,9 @@ def test_a_failure_while_replaced_puts_everything_back() -> None:
     taps = Taps(student, {"upper": "layers.1"})
     states = torch.randn(3, 4)
     plain = student(states)
-    with pytest.raises(RuntimeError, match="must match|shapes cannot be multiplied"), taps.replaced(
-        "upper", torch.zeros(3, 5)
+    with (
+        pytest.raises(RuntimeError, match="must match|shapes cannot be multiplied"),
+        taps.replaced("upper", torch.zeros(3, 5)),
     ):
         student(states)
     assert torch.equal(student(states), plain)

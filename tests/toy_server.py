@@ -108,6 +108,7 @@ class ToyServer:
     def close(self) -> None:
         """Kills the server and ends its thread."""
         self.kill()
+        self.wait_until(lambda: len(asyncio.all_tasks()) == 1)  # the one that looks
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
-
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.errors import LimitError
 from services.teacher.work import ExchangeTurn
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from preceptor.v1 import tensor_pb2 as tensors
 
+    from preceptor.v1 import tensor_pb2 as tensors
     from services.teacher.config import LimitsConfig
     from services.teacher.families.base import TeacherFacts
     from services.teacher.turns import KeptTurn

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
+
 from preceptor import wire
 from preceptor.codec import CodecSpec, TeacherCodec
 from preceptor.terms import OBSERVATION_KINDS, READINGS, ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
-from pydantic import ValidationError
-
 from services.teacher.errors import FieldError, LimitError, TeacherChangedError
 from services.teacher.work import ExchangeTurn, ObserveTurn, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from preceptor.v1 import tensor_pb2 as tensors
     from torch import Tensor
 
+    from preceptor.v1 import tensor_pb2 as tensors
     from services.teacher.config import LimitsConfig
     from services.teacher.families.base import Teacher
 

@@ -9,8 +9,9 @@ from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
 from pydantic import ValidationError
+
+from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig

@@ -116,7 +116,7 @@ class ServiceConfig(_Config):
         default=None, description="What the teacher computes in; null: bfloat16 on CUDA, float32 on CPU."
     )
     drain_s: float = Field(
-        default=5.0, ge=0, description="Seconds a stopping replica gives its conversations."
+        default=2.0, ge=0, description="Seconds a stopping replica gives its conversations."
     )
     num_threads: int = Field(default=1, ge=1, description="Torch threads a replica on CPU.")
     python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")

@@ -13,8 +13,8 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from preceptor.v1 import teacher_pb2 as pb
 
+from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import answers, checks
 from services.teacher.codecs import CodecShelf
 from services.teacher.errors import (

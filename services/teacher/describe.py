@@ -8,7 +8,6 @@ import preceptor
 from preceptor import wire
 from preceptor.terms import OBSERVATION_KINDS, READINGS, ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
-
 from services.teacher.families.base import Modality
 
 if TYPE_CHECKING:

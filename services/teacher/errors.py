@@ -23,7 +23,6 @@ from enum import IntEnum
 
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
-
 from services.teacher.families.base import InputsError, UnsupportedError
 
 __all__ = [

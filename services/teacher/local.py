@@ -14,9 +14,9 @@ import time
 from typing import TYPE_CHECKING
 
 import grpc
+
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
-
 from services.teacher.environment import serve_environment
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.errors import DrainingError, OverloadedError, failure_of

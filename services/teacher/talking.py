@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
 from preceptor.codec import TeacherCodec, resample
 from preceptor.distance import state_distance
 from preceptor.terms import ObservationKind, Reading
-from torch import Tensor
-
 from services.teacher.families.base import States, Teacher
 
 if TYPE_CHECKING:

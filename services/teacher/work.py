@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from preceptor.terms import Reading
 from torch import Tensor
 
+from preceptor.terms import Reading
 from services.teacher.talking import interpret, observe
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from preceptor.codec import TeacherCodec
     from preceptor.terms import ObservationKind
-
     from services.teacher.families.base import Teacher
 
 __all__ = [

@@ -1,0 +1,108 @@
+"""The `preceptor` command, in process; `test_serve_cli.py` runs it for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from preceptor.cli import build
+from services.teacher.config import ServiceConfig
+
+if TYPE_CHECKING:
+    from tests.toy_server import ToyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "examples/text/intent.yaml")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(build(), list(arguments), env={"COLUMNS": "200"})
+
+
+def test_help_teaches_each_command() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.output for command in ("serve", "describe", "train"))
+    for command in ("serve", "describe", "train"):
+        assert run(command, "--help").exit_code == 0
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").output.strip() == "0.1.0"
+
+
+def test_describe_prints_json_for_scripts(server: ToyServer) -> None:
+    result = run("describe", server.address, "--json")
+    facts = json.loads(result.stdout)
+    assert facts["teacher"]["family"] == "module"
+    assert facts["limits"]["max_turns_in_flight"] == 32
+
+
+def test_describe_prints_tables_for_people(server: ToyServer) -> None:
+    result = run("describe", server.address)
+    assert result.exit_code == 0
+    assert "fingerprint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["describe", "nonsense"], 2, "expected preceptor://"),
+        (["describe", "127.0.0.1:1"], 1, "no replica of"),
+        (["serve", "/missing.yaml"], 2, "can't be read"),
+        (["train", "/missing.yaml"], 2, "can't be read"),
+        (["train", CONFIG, "--set", "epochs"], 2, "expected NAME=VALUE"),
+        (["train", CONFIG, "--set", "epochs=0"], 2, "epochs"),
+        (["train", CONFIG, "/missing.csv", "--set", "output=/tmp"], 2, "can't be read"),
+    ],
+)
+def test_mistakes_have_their_exit_code_and_reason(
+    arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("port: [", "not YAML"), ("port: 0", "port"), ("colour: red", "colour"), ("host: a/b", "host")],
+)
+def test_a_wrong_service_config_names_the_field(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "teacher.yaml"
+    path.write_text(content)
+    result = run("serve", str(path))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_missing_extra_is_told_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else real(name, *rest)
+    )
+    result = run("serve")
+    assert result.exit_code == 3
+    assert "pip install 'preceptor[service]'" in result.stderr
+
+
+def test_relative_paths_of_a_service_config_start_at_its_folder(tmp_path: Path) -> None:
+    content = {
+        "model": {
+            "family": "module",
+            "factory": "a:b",
+            "weights": "w.safetensors",
+            "inputs": {"x": "float32[*]"},
+        },
+        "python_path": ["code"],
+    }
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(content))
+    config = ServiceConfig.load(tmp_path / "teacher.yaml")
+    assert config.model.weights == tmp_path / "w.safetensors"  # type: ignore[union-attr]
+    assert config.python_path == (tmp_path / "code",)

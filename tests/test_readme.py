@@ -1,0 +1,87 @@
+"""What the documents promise: the README's lines run, the configs they name are valid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional
+
+import student_client
+from services.teacher.config import ServiceConfig
+from services.teacher.families import load_teacher
+from student_client.config import TrainConfig
+from student_client.students import TextStudent
+from tests.toy_server import ToyServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Iterator[ToyServer]:
+    config = ServiceConfig.load(ROOT / "examples/text/teacher.yaml")
+    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
+    server.start()
+    yield server
+    server.close()
+
+
+def example_batches() -> list[tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    texts = ["where is my card", "I lost my card", "how do I pay", "can I pay abroad"]
+    ids = torch.randint(1, 100, (4, 6))
+    return [(texts, ids, torch.ones(4, 6, dtype=torch.bool), torch.tensor([0, 0, 1, 1]))] * 3
+
+
+@pytest.mark.weights
+def test_the_readmes_lines_run_and_move_both_sides(minilm: ToyServer) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "preceptor://127.0.0.1:41500" in code
+    names = {name: getattr(student_client, name) for name in ("Taps", "TeacherTalk", "losses")}
+    scope = {**names, "TextStudent": TextStudent, "torch": torch, "functional": functional}
+    scope["batches"] = example_batches()
+    exec(code.replace("127.0.0.1:41500", minilm.address), scope)  # noqa: S102 - our own README
+    gradients = [p.grad for p in scope["talk"].parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    scope["talk"].close()
+
+
+def test_the_example_of_a_text_student_is_valid() -> None:
+    config = TrainConfig.load(ROOT / "examples/text/intent.yaml")
+    assert config.teacher is not None
+    assert config.losses.talks
+
+
+def test_the_serve_config_fits_ray_and_our_own_config() -> None:
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
+
+    content = yaml.safe_load((ROOT / "deploy/serve/teacher.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(content)
+    (application,) = schema.applications
+    assert application.import_path == "services.teacher.app:build_app"
+    assert ServiceConfig.model_validate(content["applications"][0]["args"]).name == "minilm"
+
+
+def test_the_yaml_of_the_serving_page_is_valid() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serve.md").read_text(), re.DOTALL)
+    assert ServiceConfig.model_validate(yaml.safe_load(text)).model.family == "module"
+
+
+def test_the_environment_of_the_serving_page_is_what_we_set() -> None:
+    from services.teacher.environment import serve_environment  # noqa: PLC0415
+
+    page = (ROOT / "docs/serve.md").read_text()
+    for name, value in serve_environment(ServiceConfig()).items():
+        assert f"{name}={value.removesuffix('.0')}" in page
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "deploy/README.md"]:
+        for target in re.findall(r"\]\(((?!https?:)[^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
