@@ -39,7 +39,7 @@ def bare_server(config: ServiceConfig, folder: Path) -> Iterator[str]:
     path = folder / "bare_server.json"
     path.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "benchmarks.bare_server", str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
         try:
             wait_until_ready(config, _READY_TIMEOUT_S)
             yield f"{config.host}:{config.port}"

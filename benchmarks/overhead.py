@@ -112,7 +112,7 @@ def _time_step(side: TalkingStudent, optimizer: torch.optim.Optimizer, batch: Ba
     start = time.perf_counter()
     optimizer.zero_grad()
     loss, _ = side(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return (time.perf_counter() - start) * 1000
 
@@ -132,10 +132,10 @@ def _frame_ratio(times: dict[str, FrameTimes]) -> float:
 def _frame_table(frames: dict[str, dict[str, FrameTimes]]) -> Table:
     table = Table(
         title="Round trip of one frame, teacher replaced by the identity, milliseconds",
-        caption="Raw grpc.aio client, one frame under way. Includes: protobuf, the stream, the service's checks, "
-        f"hash and queue, its compute thread (two {_WIDTH} x {_WIDTH} linear maps of the codec around two blocks "
-        f"that do nothing), the reply. Compute: what that thread says of itself. Ratio of p50: at most "
-        f"{_MAX_FRAME_RATIO} wanted.",
+        caption="Raw grpc.aio client, one frame under way. Includes: protobuf, the stream, the service's "
+        "checks, hash and queue, the reply, and the compute thread: the codec's two linear maps, "
+        f"{_WIDTH} x {_WIDTH}, around two blocks that do nothing. Compute: what that thread says of itself. "
+        f"Ratio of p50: at most {_MAX_FRAME_RATIO} wanted.",
     )
     for heading in ("payload", "server", "frames", "p50", "p99", "of it compute", "ratio of p50"):
         table.add_column(heading, justify="right")
@@ -151,10 +151,10 @@ def _frame_table(frames: dict[str, dict[str, FrameTimes]]) -> Table:
 def _step_table(steps: dict[str, list[float]]) -> Table:
     table = Table(
         title="One training step with MiniLM as the teacher, milliseconds",
-        caption="Forward, exchange, backward, AdamW, one torch thread each. Student: 2-layer transformer, width "
-        f"{_STUDENT['width']}; {_NUM_ROWS} texts of about 16 tokens; message {_STUDENT['message_len']} x "
-        f"{_STUDENT['message_dim']}; reading beside; layers {_SPLIT_LAYER} + 3. Ratio of p50: at most "
-        f"{_MAX_STEP_RATIO} wanted.",
+        caption="Forward, exchange, backward, AdamW, one torch thread each. Student: 2-layer transformer, "
+        f"width {_STUDENT['width']}; {_NUM_ROWS} texts of about 16 tokens; message "
+        f"{_STUDENT['message_len']} x {_STUDENT['message_dim']}; reading beside; layers {_SPLIT_LAYER} + 3. "
+        f"Ratio of p50: at most {_MAX_STEP_RATIO} wanted.",
     )
     for heading in ("teacher", "steps", "p50", "p99", "ratio of p50"):
         table.add_column(heading, justify="right")

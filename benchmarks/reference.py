@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,10 +48,11 @@ __all__ = [
 
 QUANTITIES = ("loss", "reply", "grad_message", "grad_codec", "weights")
 
-_WORDS = (
+_SENTENCE = (
     "a river runs by the old stone mill where two tired farmers count sacks of flour while dogs sleep under "
     "warm wooden carts and children throw small round pebbles at green glass bottles set along one low wall"
-).split()
+)
+_WORDS = _SENTENCE.split()
 _NUM_CLASSES = 3
 _LEARNING_RATE = 1e-3
 _TINY = 1e-30
@@ -156,8 +158,7 @@ class LocalTalk(nn.Module):
             upper = self.teacher.upper(States(decoded, mask), split)
             reply = codec.encoder(upper.hidden_states, mask, mask)
         else:
-            texts, tensors = ([], inputs) if isinstance(inputs, dict) else (inputs, {})
-            own = self.teacher.lower(self.teacher.prepare(texts, tensors), split)
+            own = self.teacher.lower(_prepare(self.teacher, inputs), split)
             if self.reading is Reading.BESIDE:
                 joined = torch.cat([own.hidden_states, decoded], dim=1)
                 upper = self.teacher.upper(States(joined, torch.cat([own.mask, mask], dim=1)), split)
@@ -169,6 +170,10 @@ class LocalTalk(nn.Module):
                 reply = codec.encoder(upper.hidden_states, own.mask, mask)
         answer: Tensor = reply * mask[..., None]
         return answer
+
+
+def _prepare(teacher: Teacher, inputs: TeacherInputs) -> dict[str, Tensor]:
+    return teacher.prepare([], inputs) if isinstance(inputs, Mapping) else teacher.prepare(inputs, {})
 
 
 class TalkingStudent(nn.Module):
@@ -239,7 +244,8 @@ class Parity:
     Attributes:
         errors: by quantity: "loss" of all steps; "reply", "grad_message" and "grad_codec" (the gradients of
             all codec parameters) of the first step; "weights" of student and codec after the last step.
-        weight_change: how far training moved the weights: the scale against which to read their error.
+        weight_change: what training changed, relative too, in the parameter that changed least: the scale
+            against which to read the error of the weights.
     """
 
     errors: dict[str, float]
@@ -274,15 +280,16 @@ def compare(
 ) -> Parity:
     """Trains both on the same batches, at the same time, and returns how far apart they are."""
     start = [parameter.detach().clone() for parameter in local.parameters()]
-    with ThreadPoolExecutor(2) as pool:
+    # A new thread learns what `torch.set_num_threads` was told only when torch asks.
+    with ThreadPoolExecutor(2, initializer=torch.get_num_threads) as pool:
         futures = [pool.submit(_train, side, batches, num_rounds, num_steps) for side in (remote, local)]
         got, expected = (future.result() for future in futures)
-    errors = {name: _largest_error(got[name], expected[name]) for name in QUANTITIES}
-    return Parity(errors, _largest_error(start, expected["weights"]))
+    errors = {name: max(_relative_errors(got[name], expected[name])) for name in QUANTITIES}
+    return Parity(errors, min(_relative_errors(start, expected["weights"])))
 
 
-def _largest_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    return max(relative_error(first, second) for first, second in zip(got, expected, strict=True))
+def _relative_errors(got: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    return [relative_error(first, second) for first, second in zip(got, expected, strict=True)]
 
 
 def _train(

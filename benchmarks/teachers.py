@@ -83,10 +83,7 @@ def identity(port: int, folder: Path, width: int) -> ServiceConfig:
 def one_ray(config: ServiceConfig) -> Iterator[None]:
     """Runs a Ray of its own while open; `serving` uses it for any config with this one's port and limits."""
     os.environ.update(serve_environment(config))
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import ray
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     ray.init(
         address="local",

@@ -47,7 +47,8 @@ class TransformerBlock(nn.Module):
         keys = None if mask is None else mask[:, None, None, :].expand(batch, 1, length, length)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=keys)
         hidden_states = hidden_states + self.output(mixed.transpose(1, 2).reshape(batch, length, width))
-        return hidden_states + self.mlp(hidden_states)
+        result: Tensor = hidden_states + self.mlp(hidden_states)
+        return result
 
 
 class _Embedding(nn.Module):

@@ -78,11 +78,18 @@ def local_ray(num_cpus: int = 8) -> Iterator[None]:
     """
     # Ray Train hands reports to its controller once a poll; the default of 2 s would dominate short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
     owns_ray = not ray.is_initialized()
     if owns_ray and "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     elif owns_ray:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from preceptor.codec import CodecSpec
 from services.teacher.engine import Engine, FifoQueue
 from services.teacher.families import load_teacher
 from student_client import ClientOptions, TeacherClient, TeacherTalk
-from tests.toy import HIDDEN, toy_config
+from tests.toy import HIDDEN, STUDENT_DIM, toy_config
 from tests.toy_frames import MESSAGE_DIM, MESSAGE_LEN
 from tests.toy_server import ToyServer
 
@@ -31,7 +31,6 @@ settings.register_profile(
 settings.load_profile("shared")
 
 CPU = torch.device("cpu")
-STUDENT_DIM = 6
 QUICK = ClientOptions(connect_timeout_s=10, answer_timeout_s=30, deadline_s=60, initial_backoff_s=0.01)
 
 

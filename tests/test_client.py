@@ -26,8 +26,7 @@ from student_client import (
     UnsupportedByTeacherError,
 )
 from student_client.options import parse_address
-from tests.conftest import STUDENT_DIM
-from tests.toy import HIDDEN
+from tests.toy import HIDDEN, STUDENT_DIM
 from tests.toy_frames import ids
 
 if TYPE_CHECKING:
@@ -89,10 +88,10 @@ def test_options_without_a_deadline_are_refused(field: str) -> None:
 def test_connecting_builds_the_codec_that_fits(server: ToyServer) -> None:
     address = f"preceptor://{server.address}"
     linear = TeacherTalk.connect(address, student_dim=6, message_dim=3, reading="beside", split_layer=2)
-    assert linear.teacher_codec.decoder.body.out_features == HIDDEN
+    assert linear.get_parameter("teacher_codec.decoder.body.weight").shape == (HIDDEN, 3)
     assert (linear.reading, linear.spec.message_len) == (Reading.BESIDE, None)
     deep = TeacherTalk.connect(address, student_dim=6, message_dim=3, message_len=2, hidden_dim=5)
-    assert deep.teacher_codec.encoder.body[0].weight.shape == (5, HIDDEN)
+    assert deep.get_parameter("teacher_codec.encoder.body.0.weight").shape == (5, HIDDEN)
     assert deep(torch.ones(2, 6)).decoded.shape == (2, 6)
     deep.close()
 
@@ -160,7 +159,7 @@ def test_a_codec_the_teacher_refuses_is_raised_and_a_better_one_taken(
 ) -> None:
     talk = connect(server.address)
     expected = talk(_states()).decoded
-    bias = talk.teacher_codec.encoder.body.bias
+    bias = talk.get_parameter("teacher_codec.encoder.body.bias")
     good = bias.detach().clone()
     bias.data.fill_(torch.nan)
     with pytest.raises(InvalidMessageError, match=r"codec\[encoder\.body\.bias\]: got NaN or infinity"):
@@ -174,7 +173,9 @@ def test_a_row_that_fits_no_frame_is_too_large(
 ) -> None:
     talk = connect(start_server(max_frame_bytes=4096).address, message_len=None)
     wide = torch.randn(1, 400, STUDENT_DIM)
-    with pytest.raises(FrameTooLargeError, match="frame exchange: got .* bytes, expected at most 4096; send"):
+    with pytest.raises(
+        FrameTooLargeError, match=r"frame exchange: got .* bytes, expected at most 4096; send"
+    ):
         talk(wide)
     assert talk(wide[:, :9]).decoded.shape == (1, 9, STUDENT_DIM)
 
@@ -183,7 +184,7 @@ def test_a_frame_that_grpc_refuses_is_too_large_and_not_sent_again(
     start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
 ) -> None:
     talk = connect(start_server(grpc_limit=3000).address, message_len=None)
-    with pytest.raises(FrameTooLargeError, match="RESOURCE_EXHAUSTED: .*larger than max"):
+    with pytest.raises(FrameTooLargeError, match=r"RESOURCE_EXHAUSTED: .*larger than max"):
         talk(torch.randn(1, 400, STUDENT_DIM))
 
 
@@ -239,7 +240,7 @@ def test_closing_ends_the_conversation_and_the_next_turn_starts_another(
     talk.close()
     server.wait_until(lambda: not server.servicer._outboxes)
     torch.autograd.backward(first.decoded.sum())  # a turn of the closed conversation is replayed
-    assert talk.student_encoder.body.weight.grad is not None
+    assert talk.get_parameter("student_encoder.body.weight").grad is not None
     assert torch.equal(talk(_states()).decoded, first.decoded)
 
 
@@ -253,8 +254,8 @@ def test_a_copy_of_a_talk_has_a_conversation_of_its_own(
     assert twin._handle is None
     assert torch.equal(twin(_states()).decoded, expected)
     with torch.no_grad():
-        twin.student_decoder.body.weight.add_(1)
-        twin.teacher_codec.decoder.body.weight.add_(1)
+        for parameter in twin.parameters():
+            parameter.add_(1)
     assert not torch.equal(twin(_states()).decoded, expected)
     assert torch.equal(talk(_states()).decoded, expected)
     assert twin.conversation is not talk.conversation

@@ -93,7 +93,7 @@ def test_a_turn_over_its_deadline_does_not_harm_the_next(start_server: Callable[
     pending = handle.send(_exchange(), codec)
     pending.result()
     server.queue.gate.clear()
-    with pytest.raises(DeadlineExceededError, match="turn 1: .*no answer to .*turn 1 within 0.5 s"):
+    with pytest.raises(DeadlineExceededError, match=r"turn 1: .*no answer to .*turn 1 within 0.5 s"):
         pending.backward(GRADIENT)
     server.queue.gate.set()
     assert pending.backward(GRADIENT).message is not None

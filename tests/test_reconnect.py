@@ -15,7 +15,7 @@ from student_client import (
     TeacherChangedError,
     TeacherUnavailableError,
 )
-from tests.conftest import STUDENT_DIM
+from tests.toy import STUDENT_DIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,7 +172,7 @@ def test_another_teacher_at_the_same_address_is_refused(
     server.kill()
     server.teacher = other_teacher
     server.start()
-    with pytest.raises(TeacherChangedError, match="expected_fingerprint: got .*, this teacher's is"):
+    with pytest.raises(TeacherChangedError, match=r"expected_fingerprint: got .*, this teacher's is"):
         talk(_states())
 
 

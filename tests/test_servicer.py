@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -14,6 +14,7 @@ from preceptor.codec import CodecSpec
 from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
+from services.teacher import servicer
 from services.teacher.engine import Engine, FifoQueue
 from services.teacher.errors import Status
 from services.teacher.servicer import TeacherServicer
@@ -146,7 +147,7 @@ def test_bytes_that_are_no_frame_end_their_own_stream_only(server: ToyServer) ->
         grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
         other.ask(opening())
-        call = channel.stream_stream("/preceptor.v1.TeacherService/Converse")
+        call: Any = channel.stream_stream("/preceptor.v1.TeacherService/Converse")
         assert list(call(iter([b"\xff\xff\xff"]), timeout=30)) == []
         assert other.ask(set_codec(), exchange(1)).HasField("reply")
 
@@ -196,6 +197,14 @@ def test_conversations_beyond_the_limit_are_overloaded(start_server: Callable[..
         assert first.rest() == []
     with RawStudent(server.address) as third:
         assert third.ask(opening()).HasField("opened")
+
+
+def test_a_refused_student_that_says_nothing_is_told_all_the_same(
+    start_server: Callable[..., ToyServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_FIRST_FRAME_S", 0.01)
+    with RawStudent(start_server(max_conversations=0).address) as student:
+        assert [answer.failed.reason for answer in student.rest()] == [pb.REASON_OVERLOADED]
 
 
 def test_a_large_codec_travels_in_parts_both_ways(start_server: Callable[..., ToyServer]) -> None:

@@ -70,7 +70,7 @@ def test_a_module_that_did_not_run_is_named() -> None:
     with pytest.raises(RuntimeError, match=message):
         taps["unused"]
     taps.clear()
-    with pytest.raises(RuntimeError, match="tap 'lower': module 'layers.0' did not run"):
+    with pytest.raises(RuntimeError, match=r"tap 'lower': module 'layers.0' did not run"):
         taps["lower"]
 
 
@@ -121,7 +121,7 @@ def test_a_failure_while_replaced_puts_everything_back() -> None:
     states = torch.randn(3, 4)
     plain = student(states)
     with (
-        pytest.raises(RuntimeError, match="must match|shapes cannot be multiplied"),
+        pytest.raises(RuntimeError, match=r"must match|shapes cannot be multiplied"),
         taps.replaced("upper", torch.zeros(3, 5)),
     ):
         student(states)

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
 
     from services.teacher.families.base import Teacher
 
-__all__ = ["HIDDEN", "NUM_BLOCKS", "NUM_IDS", "OUTPUTS", "ToyTeacher", "WatchedTeacher", "toy_config"]
+__all__ = [
+    "HIDDEN",
+    "NUM_BLOCKS",
+    "NUM_IDS",
+    "OUTPUTS",
+    "STUDENT_DIM",
+    "ToyTeacher",
+    "WatchedTeacher",
+    "toy_config",
+]
 
 HIDDEN = 8
 NUM_BLOCKS = 3
 NUM_IDS = 32
 OUTPUTS = 5
+STUDENT_DIM = 6
 
 
 class Embed(nn.Module):

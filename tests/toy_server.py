@@ -43,6 +43,7 @@ class GatedQueue(FifoQueue):
         self.gate.set()
         self._arrived = threading.Semaphore(0)
         self._refused = threading.Semaphore(0)
+        self.num_admitted = 0
 
     def admit(self, work: Work) -> None:
         try:
@@ -50,6 +51,7 @@ class GatedQueue(FifoQueue):
         except OverloadedError:
             self._refused.release()
             raise
+        self.num_admitted += 1
         self._arrived.release()
 
     def next_batch(self) -> list[Work] | None:

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from services.teacher.errors import OverloadedError
 from services.teacher.graphs import GraphStore, counted_graph_bytes
 from services.teacher.work import ForwardResult, GradientsResult, Graph, Turn, compute_gradients
@@ -155,6 +157,9 @@ class Engine:
         return work.future
 
     def _run(self) -> None:
+        # OpenMP counts its threads per thread, and a new thread learns what `torch.set_num_threads` was told
+        # only when torch asks, which small operations never do: they would run on all cores.
+        torch.get_num_threads()
         while (batch := self._queue.next_batch()) is not None:
             for work in batch:
                 if not work.future.set_running_or_notify_cancel():

@@ -34,6 +34,8 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.drain_s),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES),
+        # A laptop's few cores are fewer than the small processes that training starts; don't warn of it.
+        "RAY_worker_maximum_startup_concurrency": "16",
         # Ray gives its workers a low priority; a teacher must not starve beside its students on one machine.
         "RAY_worker_niceness": "0",
     }

@@ -7,6 +7,7 @@ their RPC names with the request (or the stream of requests) and a context.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TeacherServicer"]
 
 logger = logging.getLogger(__name__)
+
+_FIRST_FRAME_S = 5.0
 
 
 class TeacherServicer:
@@ -64,6 +67,10 @@ class TeacherServicer:
         """Holds one conversation; ends when the student has closed it and every turn is answered."""
         refusal = self._refusal()
         if refusal is not None:
+            # A stream that ends before its first frame was read fails the student's write, not the opening.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_FRAME_S):
+                    await anext(aiter(request_stream), None)
             yield refusal
             return
         outbox: asyncio.Queue[pb.ConverseResponse | None] = asyncio.Queue()

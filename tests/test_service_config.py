@@ -1,0 +1,79 @@
+"""The operator's config: read from YAML, paths resolved, mistakes named by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.teacher.config import DecoderConfig, EncoderConfig, ModuleConfig, ServiceConfig
+
+MODULE = {
+    "family": "module",
+    "factory": "shop.models:Ranker",
+    "weights": "ranker.safetensors",
+    "inputs": {"item": "int64[*]<100"},
+}
+
+
+def _load(folder: Path, text: str) -> ServiceConfig:
+    path = folder / "teacher.yaml"
+    path.write_text(text)
+    return ServiceConfig.load(path)
+
+
+def test_an_empty_file_is_the_default_teacher(tmp_path: Path) -> None:
+    config = _load(tmp_path, "")
+    assert config == ServiceConfig()
+    assert isinstance(config.model, EncoderConfig)
+    assert config.model.path.startswith("package:")
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = _load(tmp_path, yaml.safe_dump({"model": MODULE, "python_path": ["code", "/elsewhere"]}))
+    assert isinstance(config.model, ModuleConfig)
+    assert config.model.weights == tmp_path / "ranker.safetensors"
+    assert config.python_path == (tmp_path / "code", Path("/elsewhere"))
+    config = _load(tmp_path, "model: {family: decoder, path: llama, gguf_file: q8.gguf}")
+    assert config.model == DecoderConfig(path=str(tmp_path / "llama"), gguf_file="q8.gguf")
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({"prot": 1}, "prot"),
+        ({"name": ""}, "name"),
+        ({"port": 0}, "port"),
+        ({"port": 65535, "num_replicas": 2}, "port: got 65535 for 2 replicas, expected none above 65535"),
+        ({"host": ""}, "got '', expected a host name or an IP address"),
+        ({"host": "http://here"}, "got 'http://here', expected a host name"),
+        ({"split_layer": -1}, "split_layer"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"limits": {"max_frame_bytes": 10}}, "max_frame_bytes"),
+        ({"limits": {"max_rows": 10}}, "max_rows"),
+        ({"model": {"family": "oracle"}}, "oracle"),
+        ({"model": {"family": "encoder", "gguf_file": "x"}}, "gguf_file"),
+        ({"model": {**MODULE, "inputs": {"item": "int64[*]"}}}, "inputs.item: got integers without a bound"),
+        ({"model": {key: MODULE[key] for key in ("family", "factory", "inputs")}}, "weights"),
+    ],
+)
+def test_a_mistake_is_named_by_field(tmp_path: Path, fields: dict[str, Any], fragment: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        _load(tmp_path, yaml.safe_dump(fields))
+    assert fragment in str(caught.value)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher\.yaml: not YAML: "):
+        _load(tmp_path, "model: [")
+    with pytest.raises(ValueError, match="valid dictionary"):
+        _load(tmp_path, "- a list")
+    with pytest.raises(FileNotFoundError):
+        ServiceConfig.load(tmp_path / "nothing.yaml")
+
+
+def test_a_config_can_not_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        ServiceConfig().port = 1  # type: ignore[misc]
