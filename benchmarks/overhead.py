@@ -27,7 +27,8 @@ from rich.table import Table
 from benchmarks import teachers
 from benchmarks.bare_server import bare_server
 from benchmarks.frames import FrameTimes, time_frames
-from benchmarks.reference import Batch, TalkingStudent, make_batches, remote_and_local
+from benchmarks.reference import TalkingStudent, remote_and_local
+from benchmarks.student import Batch, make_batches
 from preceptor.terms import Reading
 from services.teacher.families import load_teacher
 from services.teacher.local import serving

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import teachers
-from benchmarks.reference import QUANTITIES, Parity, compare, make_batches, remote_and_local
+from benchmarks.reference import QUANTITIES, Parity, compare, remote_and_local
+from benchmarks.student import make_batches
 from preceptor.terms import Reading
 from services.teacher.families import load_teacher
 from services.teacher.local import serving

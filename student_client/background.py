@@ -4,7 +4,8 @@ PyTorch code is synchronous and calls from several threads (the autograd engine 
 streams want one event loop. So a daemon thread runs a loop and everybody hands coroutines to it.
 
 gRPC's threads do not survive a fork: a child of a process that had talked would hang or crash in it, so it is
-told no instead. A child that was forked before, or spawned, starts a loop of its own.
+told no instead. A child that was forked before, or spawned, starts a loop of its own. (Children that do not
+talk are safe; see `preceptor`.)
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from services.teacher.families.base import Teacher
 
 torch.set_num_threads(1)
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # servers are killed here, and gRPC would tell of it
 # Wall time says nothing on a machine that others share.
 settings.register_profile(
     "shared", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]

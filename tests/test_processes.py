@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import multiprocessing
 import os
@@ -76,33 +75,40 @@ def test_ddp_averages_the_codecs_gradients(
             torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def _forked(talk: TeacherTalk, states: Tensor) -> str:
-    """Talks in a forked child; returns the reply's sum or the error."""
+def _fork(run: Callable[[], str]) -> str:
+    """Runs something in a forked child; returns what it returned or raised, or how the child died."""
     reader, writer = os.pipe()
-    if os.fork() == 0:
-        with contextlib.suppress(BaseException), os.fdopen(writer, "w") as pipe:
-            try:
-                pipe.write(f"{float(talk(states).decoded.sum().detach()):.4f}")
-            except TeacherError as error:
-                pipe.write(str(error))
+    child = os.fork()
+    if child == 0:
+        try:
+            said = run()
+        except TeacherError as error:
+            said = str(error)
+        os.write(writer, said.encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         said = pipe.read()
-    os.wait()
-    return said
+    status = os.waitpid(child, 0)[1]
+    return said if status == 0 else f"died with status {status}"
 
 
 def _talk_and_fork(talk: TeacherTalk, states: Tensor, answers: multiprocessing.Queue[str]) -> None:
+    """Forks before talking, after it, and many times without talking in the child."""
     torch.set_num_threads(1)
-    answers.put(_forked(talk, states))
-    answers.put(f"{float(talk(states).decoded.sum().detach()):.4f}")
-    answers.put(_forked(talk, states))
-    answers.put(f"{float(talk(states).decoded.sum().detach()):.4f}")
+
+    def speak() -> str:
+        return f"{float(talk(states).decoded.sum().detach()):.4f}"
+
+    answers.put(_fork(speak))
+    answers.put(speak())
+    answers.put(_fork(speak))
+    answers.put(" ".join({speak() and _fork(lambda: "fine") for _ in range(20)}))
+    answers.put(speak())
     talk.close()
 
 
-def test_children_talk_if_they_were_spawned_or_forked_before_their_parent_talked(
+def test_a_conversation_and_forks_do_not_harm_each_other(
     server: ToyServer, connect: Callable[..., TeacherTalk]
 ) -> None:
     talk = connect(server.address)
@@ -112,8 +118,9 @@ def test_children_talk_if_they_were_spawned_or_forked_before_their_parent_talked
     answers = context.Queue()
     child = context.Process(target=_talk_and_fork, args=(talk, states, answers))
     child.start()
-    early, spawned, late, still = (answers.get(timeout=60) for _ in range(4))
+    forked_before, spawned, forked_after, silent, still = (answers.get(timeout=60) for _ in range(5))
     child.join(60)
     assert child.exitcode == 0
-    assert early == spawned == still == here
-    assert "forked after its parent had talked to a teacher, expected one that was spawned" in late
+    assert forked_before == spawned == still == here
+    assert "forked after its parent had talked to a teacher, expected one that was spawned" in forked_after
+    assert silent == "fine"

@@ -88,11 +88,11 @@ def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(content)
 
 
-def listeners(port: int) -> list[psutil._common.sconn]:
+def listeners(port: int) -> list[Any]:
     return [
         connection
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
     ]
 
 
@@ -220,5 +220,5 @@ def test_an_error_in_a_worker_reaches_the_driver(address: str, table: Path) -> N
         max_failures=0,
         teacher={"address": nowhere, "options": {"deadline_s": 1.0, "connect_timeout_s": 0.5}},
     )
-    with pytest.raises(TrainError, match="TeacherUnavailableError.*no replica"):
+    with pytest.raises(TrainError, match=r"TeacherUnavailableError.*no replica"):
         train(config)

@@ -176,7 +176,8 @@ class Desk:
             for frame in frames:
                 self.conversation.receive(frame)
             then()
-            await self.conversation.settle()
+            async with asyncio.timeout(30):
+                await self.conversation.settle()
 
         self._runner.run(say())
         answers, self._answers[:] = list(self._answers), []

@@ -1,8 +1,8 @@
 """The teacher as a Ray Serve application; the only module that knows Ray Serve.
 
-Students reach a replica's own gRPC server (direct ingress): Serve's proxies would cost more than the teacher
-does for small messages, so they serve no gRPC (see `ingress`). What direct ingress needs of the environment is
-in `environment` and must be set in every Ray process before Ray starts.
+Students reach a replica's own gRPC server (direct ingress): Serve's proxies would cost more than the
+teacher does for small messages, so they serve no gRPC (see `ingress`). What direct ingress needs of the
+environment is in `environment` and must be set in every Ray process before Ray starts.
 """
 
 from __future__ import annotations
