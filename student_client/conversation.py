@@ -84,10 +84,6 @@ class Conversation:
         """
         return await self._until_answered(turn, lambda stream: stream.backward(turn, grad_values))
 
-    async def open(self) -> None:
-        """Opens the first stream now rather than with the first turn."""
-        await self._usable_stream(time.monotonic() + self._options.deadline_s)
-
     async def close(self) -> None:
         """Ends all streams."""
         streams = [*self._retired, *([self._stream] if self._stream else [])]
@@ -121,6 +117,8 @@ class Conversation:
         async with self._opening:
             if self._stream is not None and self._stream.usable:
                 return self._stream
+            if time.monotonic() > deadline_s:  # spent waiting for another turn's attempts
+                raise TeacherUnavailableError("no replica opened a conversation in time")
             await self._retire()
             pause_s = self._options.initial_backoff_s
             while True:

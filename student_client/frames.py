@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from preceptor import wire
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
@@ -18,9 +20,7 @@ from preceptor.v1 import teacher_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    import torch
-
-__all__ = ["TeacherInputs", "exchange_frames", "num_rows", "observe_frames"]
+__all__ = ["TeacherInputs", "exchange_frames", "join_rows", "num_rows", "observe_frames"]
 
 # Texts, one a row, or tensors by name, the batch first.
 TeacherInputs: TypeAlias = Sequence[str] | Mapping[str, Tensor]
@@ -113,6 +113,20 @@ def observe_frames(
             mask=None if message_mask is None else wire.encode(message_mask[start : start + rows]),
             wants_gradient=wants_gradient,
         )
+
+
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Puts the values of a split batch together, [rows, ...] each to [B, ...].
+
+    Each part was tokenized by itself, so sequences may differ in length; shorter ones are padded with zeros.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    lengths = {part.shape[1] for part in parts if part.ndim > 1}
+    if len(lengths) > 1:
+        tail = (0, 0) * (parts[0].ndim - 2)  # `pad` counts from the last axis
+        parts = [functional.pad(part, (*tail, 0, max(lengths) - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))
 
 
 def _rows_that_fit(batch: int, row_bytes: int, max_bytes: int) -> int:

@@ -20,7 +20,7 @@ from preceptor.codec import CodecSpec, Decoder, Encoder, TeacherCodec, resample
 from preceptor.terms import READING_NUMBERS, ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
 from student_client.client import ConversationHandle, TeacherClient
-from student_client.frames import TeacherInputs, exchange_frames, observe_frames
+from student_client.frames import TeacherInputs, exchange_frames, join_rows, observe_frames
 from student_client.remote import differentiable, receive
 from student_client.turns import CodecVersions
 
@@ -163,8 +163,11 @@ class TeacherTalk(nn.Module):
             through_teacher: whether gradients flow through the teacher; if not, they stop at the reply.
 
         Raises:
+            ValueError: `num_rounds` is not positive, or the rows do not match.
             TeacherError: see `student_client.errors`.
         """
+        if num_rounds < 1:
+            raise ValueError(f"num_rounds: got {num_rounds}, expected at least 1")
         states = hidden_states[:, None] if hidden_states.ndim == 2 else hidden_states  # noqa: PLR2004 - rank
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
@@ -230,7 +233,7 @@ class TeacherTalk(nn.Module):
             differentiable(turn, None, parameters)[0] if wants_gradient else receive(turn, device)[0]
             for turn in pending
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: join_rows([part[name] for part in parts]) for name in parts[0]}
 
     def _exchange(
         self, message: Tensor, mask: Tensor, inputs: TeacherInputs | None

@@ -31,7 +31,9 @@ class Taps:
         self._paths = dict(paths)
         self._states: dict[str, Tensor] = {}
         self._modules = {name: _submodule(model, name, path) for name, path in paths.items()}
-        self._hooks = [
+        # A module that does not run must not be read from an earlier pass.
+        self._hooks = [model.register_forward_pre_hook(lambda _model, _inputs: self.clear())]
+        self._hooks += [
             module.register_forward_hook(self._keeper(name)) for name, module in self._modules.items()
         ]
 

@@ -100,7 +100,7 @@ def resample(hidden_states: Tensor, mask: Tensor, new_mask: Tensor) -> Tensor:
         new_mask: [B, K], bool.
 
     Returns:
-        [B, K, D]; zeros where `new_mask` is false.
+        [B, K, D]; what stands where `new_mask` is false is not defined.
     """
     if mask.shape == new_mask.shape and bool(torch.equal(mask, new_mask)):
         return hidden_states

@@ -54,7 +54,8 @@ class ModuleConfig(_Config):
         description="Path of the submodule that maps the inputs (by name) to [batch, (length,) hidden_size].",
     )
     blocks: str = Field(
-        default="blocks", description="Path of the ModuleList of blocks that keep that shape."
+        default="blocks",
+        description="Path of the ModuleList of blocks that keep that shape.",
     )
     norm: str | None = Field(default=None, description="Path of a final norm that belongs to the upper part.")
     head: str | None = Field(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
-from services.teacher.errors import DrainingError, OverloadedError, failure_of
+from services.teacher.errors import DrainingError, OverloadedError, ProtocolError, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -105,8 +105,10 @@ class TeacherServicer:
                 if conversation.closed:
                     break
             await conversation.settle()
-        except Exception:  # the stream broke: nobody is there to be answered
+        except Exception:  # the stream broke, or its bytes are no frame
             logger.exception("conversation %s: the stream broke", conversation.conversation_id)
+            failed = failure_of(ProtocolError("frame: got bytes that are none, expected a ConverseRequest"))
+            outbox.put_nowait(pb.ConverseResponse(failed=failed))
         finally:
             outbox.put_nowait(None)
 

@@ -1,21 +1,18 @@
 """Any torch module whose blocks are named: a recommender's MLP, a model of sensor data.
 
 The operator's config says how to build it, where its parts are and what it reads. A module of rows, whose
-`embed` gives [B, D], has one position a row; its blocks work on each position of a message by itself.
+`embed` gives [B, D], has one position a row; its blocks work on each position of a message by itself. A block
+of a module of sequences that mixes positions should take `mask`, [B, L], bool: messages can be ragged.
 
 Shapes: B batch, L positions, D hidden size.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-from dataclasses import dataclass
+import inspect
 from typing import TYPE_CHECKING, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from services.teacher.families.base import (
@@ -28,6 +25,7 @@ from services.teacher.families.base import (
     freeze,
 )
 from services.teacher.families.input_fields import check_one_kind, check_tensors, parse_fields
+from services.teacher.families.module_parts import ModuleParts, build_module, find_parts, load_state
 from services.teacher.families.transformer import masked_mean
 
 if TYPE_CHECKING:
@@ -36,30 +34,11 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ModuleConfig
 
-__all__ = ["ModuleParts", "ModuleTeacher"]
+__all__ = ["ModuleTeacher"]
 
 _ROW_RANK = 2
 _SEQUENCE_RANK = 3
 _PROBE_ROWS = 2
-
-
-@dataclass(frozen=True)
-class ModuleParts:
-    """A module and its parts, by the paths of the config.
-
-    Attributes:
-        module: the whole of it.
-        embed: the inputs, by name, to [B, D] or [B, L, D].
-        blocks: each keeps that shape.
-        norms: the final norm, if there is one.
-        head: [B, D] to [B, outputs] or [B]; None: there is none.
-    """
-
-    module: nn.Module
-    embed: nn.Module
-    blocks: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, ...]
-    head: nn.Module | None
 
 
 class ModuleTeacher:
@@ -93,6 +72,9 @@ class ModuleTeacher:
         self._dtype = dtype
         embedded = _probe_embed(parts, self._cast(_probe_inputs(inputs, device)))
         self._is_rows = embedded.ndim == _ROW_RANK
+        self._masked_blocks = {
+            block for block in parts.blocks if "mask" in inspect.signature(block.forward).parameters
+        }
         self._facts = TeacherFacts(
             name=name,
             family="module",
@@ -134,11 +116,11 @@ class ModuleTeacher:
             OSError: the weights can't be read.
             ImportError: the factory can't be imported.
         """
-        module = _build(config, python_path)
-        _load_state(module, config.weights)
+        module = build_module(config, python_path)
+        load_state(module, config.weights)
         module = module.to(device=device, dtype=dtype)
         return cls(
-            _find_parts(module, config),
+            find_parts(module, config),
             parse_fields(config.inputs),
             name=name,
             max_len=max_input_len,
@@ -175,12 +157,12 @@ class ModuleTeacher:
         if self._is_rows:
             hidden_states = hidden_states[:, None]  # [B, D] -> [B, 1, D]
         mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        return States(self._run(self._parts.blocks[:s], hidden_states), mask)
+        return States(self._run(self._parts.blocks[:s], hidden_states, mask), mask)
 
     def upper(self, states: States, s: int) -> States:
         """Runs the blocks from `s` on and the final norm; keeps the shapes of its argument."""
         rest = self._parts.blocks[s:] + self._parts.norms
-        return States(self._run(rest, states.hidden_states), states.mask)
+        return States(self._run(rest, states.hidden_states, states.mask), states.mask)
 
     def pool(self, states: States) -> Tensor:
         """Returns the mean over valid positions, [B, D]; zeros for a row without one."""
@@ -197,13 +179,14 @@ class ModuleTeacher:
         output: Tensor = self._parts.head(self.pool(states))
         return output[:, None] if output.ndim == 1 else output
 
-    def _run(self, blocks: Sequence[nn.Module], hidden_states: Tensor) -> Tensor:
+    def _run(self, blocks: Sequence[nn.Module], hidden_states: Tensor, mask: Tensor) -> Tensor:
         """Runs blocks on [B, L, D]; those of a module of rows see [B*L, D], what they were trained on."""
         shape = hidden_states.shape
         if self._is_rows:
             hidden_states = hidden_states.reshape(-1, shape[-1])
         for block in blocks:
-            hidden_states = block(hidden_states)
+            masked = not self._is_rows and block in self._masked_blocks
+            hidden_states = block(hidden_states, mask=mask) if masked else block(hidden_states)
         return hidden_states.reshape(shape)
 
     def _cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,54 +195,6 @@ class ModuleTeacher:
             name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
             for name, tensor in inputs.items()
         }
-
-
-def _build(config: ModuleConfig, python_path: Sequence[Path]) -> nn.Module:
-    for entry in reversed([str(path) for path in python_path]):
-        if entry not in sys.path:
-            sys.path.insert(0, entry)
-    module_name, _, attribute = config.factory.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"model.factory: got {config.factory!r}, expected package.module:callable")
-    factory = getattr(importlib.import_module(module_name), attribute, None)
-    if not callable(factory):
-        raise ValueError(  # noqa: TRY004 - a wrong value of the config
-            f"model.factory: got {config.factory!r}, expected a callable in {module_name}"
-        )
-    module = factory(**config.kwargs)
-    if not isinstance(module, nn.Module):
-        raise ValueError(  # noqa: TRY004 - a wrong value of the config
-            f"model.factory: got a {type(module).__name__} from {config.factory!r}, expected a torch module"
-        )
-    return module
-
-
-def _load_state(module: nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"model.weights: got {path}, expected the module's state: {error}") from error
-
-
-def _find_parts(module: nn.Module, config: ModuleConfig) -> ModuleParts:
-    def find(field: str, path: str) -> nn.Module:
-        try:
-            return module.get_submodule(path)
-        except AttributeError as error:
-            raise ValueError(f"model.{field}: got {path!r}, expected a submodule: {error}") from None
-
-    blocks = find("blocks", config.blocks)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
-        raise ValueError(  # noqa: TRY004 - a wrong value of the config
-            f"model.blocks: got a {type(blocks).__name__} at {config.blocks!r}, expected a ModuleList"
-        )
-    return ModuleParts(
-        module=module,
-        embed=find("embed", config.embed),
-        blocks=tuple(blocks),
-        norms=() if config.norm is None else (find("norm", config.norm),),
-        head=None if config.head is None else find("head", config.head),
-    )
 
 
 def _probe_inputs(fields: Sequence[InputField], device: torch.device) -> dict[str, Tensor]:
