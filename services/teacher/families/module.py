@@ -9,7 +9,6 @@ Shapes: B batch, L positions, D hidden size.
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -72,9 +71,6 @@ class ModuleTeacher:
         self._dtype = dtype
         embedded = _probe_embed(parts, self._cast(_probe_inputs(inputs, device)))
         self._is_rows = embedded.ndim == _ROW_RANK
-        self._masked_blocks = {
-            block for block in parts.blocks if "mask" in inspect.signature(block.forward).parameters
-        }
         self._facts = TeacherFacts(
             name=name,
             family="module",
@@ -185,8 +181,7 @@ class ModuleTeacher:
         if self._is_rows:
             hidden_states = hidden_states.reshape(-1, shape[-1])
         for block in blocks:
-            masked = not self._is_rows and block in self._masked_blocks
-            hidden_states = block(hidden_states, mask=mask) if masked else block(hidden_states)
+            hidden_states = self._parts.run(block, hidden_states, mask)
         return hidden_states.reshape(shape)
 
     def _cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,9 +213,10 @@ def _probe_embed(parts: ModuleParts, inputs: Mapping[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def _probe_rest(parts: ModuleParts, hidden_states: Tensor) -> None:
     """Checks that blocks and norm keep the shape and that the head gives a vector or a number a row."""
+    mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
     for index, part in enumerate(parts.blocks + parts.norms):
         field = f"blocks[{index}]" if index < len(parts.blocks) else "norm"
-        output: Tensor = part(hidden_states)
+        output = parts.run(part, hidden_states, mask)
         if output.shape != hidden_states.shape:
             raise ValueError(
                 f"model.{field}: got shape {list(output.shape)}, expected {list(hidden_states.shape)}"

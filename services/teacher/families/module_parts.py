@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from services.teacher.config import ModuleConfig
 
@@ -30,6 +33,7 @@ class ModuleParts:
         blocks: each keeps that shape.
         norms: the final norm, if there is one.
         head: [B, D] to [B, outputs] or [B]; None: there is none.
+        masked: those of the blocks that take `mask`, [B, L], bool.
     """
 
     module: nn.Module
@@ -37,6 +41,13 @@ class ModuleParts:
     blocks: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     head: nn.Module | None
+    masked: frozenset[nn.Module]
+
+    def run(self, block: nn.Module, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Runs a block or norm on [B, L, D] with mask [B, L], or on rows [B, D], which have no mask."""
+        masked = block in self.masked and hidden_states.ndim > mask.ndim
+        output: Tensor = block(hidden_states, mask=mask) if masked else block(hidden_states)
+        return output
 
 
 def build_module(config: ModuleConfig, python_path: Sequence[Path]) -> nn.Module:
@@ -105,4 +116,5 @@ def find_parts(module: nn.Module, config: ModuleConfig) -> ModuleParts:
         blocks=tuple(blocks),
         norms=() if config.norm is None else (find("norm", config.norm),),
         head=None if config.head is None else find("head", config.head),
+        masked=frozenset(block for block in blocks if "mask" in inspect.signature(block.forward).parameters),
     )
