@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +92,19 @@ def test_a_missing_extra_is_told_with_the_way_to_get_it(monkeypatch: pytest.Monk
     result = run("serve")
     assert result.exit_code == 3
     assert "pip install 'preceptor[service]'" in result.stderr
+
+
+def test_a_client_only_install_talks_and_shows_every_command() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'transformers', 'safetensors', 'accelerate', 'gguf', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"  # makes an import fail as if it were not installed
+        "import student_client, student_client.students, preceptor.cli\n"
+        "preceptor.cli.build()(['--help'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "serve" in result.stdout
 
 
 def test_relative_paths_of_a_service_config_start_at_its_folder(tmp_path: Path) -> None:

@@ -148,7 +148,10 @@ def test_bytes_that_are_no_frame_end_their_own_stream_only(server: ToyServer) ->
     ):
         other.ask(opening())
         call: Any = channel.stream_stream("/preceptor.v1.TeacherService/Converse")
-        assert list(call(iter([b"\xff\xff\xff"]), timeout=30)) == []
+        (answer,) = call(iter([b"\xff\xff\xff"]), timeout=30)
+        failed = pb.ConverseResponse.FromString(answer).failed
+        assert failed.reason == pb.REASON_PROTOCOL_VIOLATION
+        assert "expected a ConverseRequest" in failed.message
         assert other.ask(set_codec(), exchange(1)).HasField("reply")
 
 
