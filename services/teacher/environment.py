@@ -29,7 +29,7 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         MIN_PORT_VARIABLE: str(config.port),
         MAX_PORT_VARIABLE: str(config.port + config.num_replicas),
-        # Our code only reads and writes frames on the event loop, so it may share the replica's: that saves two
+        # Our code only reads and writes frames on its loop, so that may be the replica's: it saves two
         # hand-overs a frame, and gRPC's own flow control reaches the student instead of an unbounded queue.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         HOST_VARIABLE: config.host,
