@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment with pinned packages and a CPU build of PyTorch.
-# On machines where PyPI's torch is a CUDA build, PIP_EXTRA_INDEX_URL can name an index of CPU builds.
+# Every target sets up what it needs: a virtual environment with pinned packages. Where PyPI's torch is a
+# CUDA build, PIP_EXTRA_INDEX_URL can name an index of CPU builds.
 
 PYTHON ?= python3
 VENV := .venv

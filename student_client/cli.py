@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
+from preceptor.cli import EXIT_INTERRUPTED, EXIT_USAGE, console, fail, needs_extra
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -70,6 +70,7 @@ def train(
     Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
     """
     settings = _load(config, _overrides(data, teacher, changes or []))
+    from student_client.errors import TeacherError
     from student_client.train import TrainError, check, local_ray
     from student_client.train import train as run_training
 
@@ -84,8 +85,11 @@ def train(
             result = run_training(settings, fresh=fresh, on_progress=show)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
-    except TrainError as error:
+    except (TrainError, TeacherError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from the last checkpoint of {settings.name!r}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_result(result, as_json=as_json)
 
 
@@ -95,7 +99,10 @@ def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> di
         name, separator, value = change.partition("=")
         if not separator:
             fail(f"--set: got {change!r}, expected NAME=VALUE", EXIT_USAGE)
-        overrides[name] = yaml.safe_load(value)
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            fail(f"--set {name}: got {value!r}, expected a YAML value", EXIT_USAGE)
     if data is not None:
         overrides["data.train"] = data
     if teacher is not None:

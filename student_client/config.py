@@ -188,6 +188,10 @@ class TrainConfig(_Config):
             data = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(  # noqa: TRY004 - a wrong file, not a wrong call
+                f"{path}: got a {type(data).__name__}, expected fields and their values"
+            )
         _resolve_paths(data, path.resolve().parent)
         for name, value in (overrides or {}).items():
             _put(data, name.split("."), value)

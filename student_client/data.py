@@ -8,6 +8,7 @@ same batches.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import zlib
 from dataclasses import dataclass
@@ -188,7 +189,14 @@ def _hashed(texts: Sequence[str], config: DataConfig) -> dict[str, Tensor]:
 
 def _numbers(rows: Sequence[dict[str, str]], column: str, dtype: torch.dtype) -> Tensor:
     try:
-        convert = int if dtype is torch.int64 else float
+        convert = int if dtype is torch.int64 else _finite
         return torch.tensor([convert(row[column]) for row in rows], dtype=dtype)
     except ValueError as error:
         raise DataError(f"column {column!r}: {error}; expected numbers") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"got {text!r}")
+    return value

@@ -60,6 +60,7 @@ class Objective(nn.Module):
         self.student = student
         self.talk = talk
         self.hint_map = hint_map
+        self.teacher_fingerprint = ""
         paths = {"lower": config.student.lower, "upper": config.student.upper}
         self._taps = Taps(student, {name: path for name, path in paths.items() if path})
 
@@ -225,7 +226,9 @@ def build_objective(config: TrainConfig, student: nn.Module, example: Batch) -> 
     )
     talk.requires_grad_(config.losses.talks)
     hint_map = nn.Linear(student_dim, teacher_dim) if config.losses.hint else None
-    return Objective(config, student, talk, hint_map)
+    objective = Objective(config, student, talk, hint_map)
+    objective.teacher_fingerprint = description.teacher.fingerprint
+    return objective
 
 
 def _state_width(config: TrainConfig, student: nn.Module, example: Batch) -> int:

@@ -1,6 +1,7 @@
 """The files of a run: progress, result, checkpoints, the student alone.
 
-Every file is written aside and renamed, so a reader never sees half of one.
+Results are written aside and renamed, progress is appended line by line, Ray Train moves whole checkpoints:
+a reader never takes half of one for the whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _STATE = "state.pt"
 
 
 class ResumeError(ValueError):
-    """A checkpoint belongs to a run with another config."""
+    """A checkpoint belongs to a run with another config or another teacher."""
 
 
 def config_digest(config: TrainConfig) -> str:

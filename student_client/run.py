@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from student_client.data import load_splits
 from student_client.objective import Objective, build_objective
+from student_client.records import ResumeError
 from student_client.students import build_student
 
 if TYPE_CHECKING:
@@ -177,10 +178,17 @@ class StudentRun:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch": self.epoch,
             "best": self._best,
+            "teacher": self.objective.teacher_fingerprint,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` returned."""
+        """Takes back what `state` returned.
+
+        Raises:
+            ResumeError: it was trained against another teacher.
+        """
+        if state["teacher"] != self.objective.teacher_fingerprint:
+            raise ResumeError("the run's checkpoints were made with another teacher; start it fresh")
         self.objective.load_state_dict(state["objective"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

@@ -46,7 +46,10 @@ def build_student(config: StudentConfig, *, num_classes: int, python_path: Seque
     kwargs: dict[str, Any] = dict(config.kwargs)
     if config.num_classes_kwarg:
         kwargs.setdefault(config.num_classes_kwarg, num_classes)
-    student = factory(**kwargs)
+    try:
+        student = factory(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"student.kwargs: got {sorted(kwargs)} for {config.factory}: {error}") from None
     if not isinstance(student, nn.Module):
         raise ValueError(  # noqa: TRY004 - a wrong config, not a wrong call
             f"student.factory: {config.factory} gave a {type(student).__name__}, expected a torch module"

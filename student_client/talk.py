@@ -9,7 +9,6 @@ Shapes: B batch, L positions of the student's sequence, D its width, K positions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -22,7 +21,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from student_client.client import ConversationHandle, TeacherClient
 from student_client.frames import TeacherInputs, exchange_frames, join_rows, observe_frames
 from student_client.remote import differentiable, receive
-from student_client.turns import CodecVersions
+from student_client.turns import CodecVersions, Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,25 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_FRAME_BYTES", "Talk", "TeacherTalk"]
 
 MAX_FRAME_BYTES = 4 << 20  # larger batches travel in several turns
-
-
-@dataclass(frozen=True)
-class Talk:
-    """What came of a conversation about one batch.
-
-    Attributes:
-        messages: m of each round, [B, K, M].
-        replies: r of each round, [B, K, M].
-        message_mask: [B, K], bool, the valid positions of messages and replies.
-        decoded: S'_hi of the last round, of the shape of the states that were talked about.
-        receipts: what the turns cost.
-    """
-
-    messages: tuple[Tensor, ...]
-    replies: tuple[Tensor, ...]
-    message_mask: Tensor
-    decoded: Tensor
-    receipts: tuple[pb.Receipt, ...]
 
 
 class TeacherTalk(nn.Module):
@@ -83,6 +63,7 @@ class TeacherTalk(nn.Module):
         super().__init__()
         self.client = client
         self.spec = spec
+        self.student_dim = student_dim
         self.reading = Reading(reading)
         self.split_layer = split_layer
         self.wire_dtype = wire_dtype
@@ -163,11 +144,10 @@ class TeacherTalk(nn.Module):
             through_teacher: whether gradients flow through the teacher; if not, they stop at the reply.
 
         Raises:
-            ValueError: `num_rounds` is not positive, or the rows do not match.
+            ValueError: an argument does not fit the others.
             TeacherError: see `student_client.errors`.
         """
-        if num_rounds < 1:
-            raise ValueError(f"num_rounds: got {num_rounds}, expected at least 1")
+        self._check(hidden_states, inputs, num_rounds)
         states = hidden_states[:, None] if hidden_states.ndim == 2 else hidden_states  # noqa: PLR2004 - rank
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
@@ -188,6 +168,15 @@ class TeacherTalk(nn.Module):
             states.reshape(hidden_states.shape),
             tuple(receipts),
         )
+
+    def _check(self, hidden_states: Tensor, inputs: TeacherInputs | None, num_rounds: int) -> None:
+        width, reading = hidden_states.shape[-1], self.reading.value
+        if num_rounds < 1:
+            raise ValueError(f"num_rounds: got {num_rounds}, expected at least 1")
+        if width != self.student_dim:
+            raise ValueError(f"hidden_states: got width {width}, expected student_dim {self.student_dim}")
+        if inputs is None and self.reading is not Reading.REPLACE:
+            raise ValueError(f"inputs: got None, expected those of the rows for reading {reading!r}")
 
     def message_mask(self, mask: Tensor) -> Tensor:
         """Returns the positions of a message about a sequence with the given ones, [B, L] -> [B, K]."""

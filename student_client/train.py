@@ -27,7 +27,6 @@ from ray import train as ray_train
 from ray.train.torch import TorchTrainer, prepare_model
 
 from student_client.config import TrainConfig
-from student_client.data import load_splits
 from student_client.records import (
     PROGRESS_FILE,
     Progress,
@@ -38,7 +37,6 @@ from student_client.records import (
     write_json,
 )
 from student_client.run import StudentRun
-from student_client.students import build_student
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,10 +107,11 @@ def train(
 
     Raises:
         ValueError: the data or the student are not what the config says.
+        TeacherError: the teacher does not say what it is.
         TrainError: the run failed.
     """
     check(config)
-    config = config.model_copy(update={"output": config.output.resolve()})
+    config = _resolved(config)
     folder = config.output / config.name
     if fresh and folder.exists():
         shutil.rmtree(folder)
@@ -135,13 +134,27 @@ def train(
 
 
 def check(config: TrainConfig) -> None:
-    """Reads the data and builds the student, so that a mistake is told before anything is started.
+    """Builds the run on this machine, so that a mistake is told before anything is started.
 
     Raises:
         ValueError: the data or the student are not what the config says.
+        TeacherError: the teacher does not say what it is.
     """
-    splits = load_splits(config.data, config.seed)
-    build_student(config.student, num_classes=len(splits.classes), python_path=config.python_path)
+    with torch.random.fork_rng():
+        StudentRun(config).close()
+
+
+def _resolved(config: TrainConfig) -> TrainConfig:
+    """Returns the config with paths that hold in a worker, whose working directory is another one."""
+    data = config.data
+    paths = {name: path.resolve() for name in ("train", "valid", "test") if (path := getattr(data, name))}
+    return config.model_copy(
+        update={
+            "output": config.output.resolve(),
+            "data": data.model_copy(update=paths),
+            "python_path": tuple(folder.resolve() for folder in config.python_path),
+        }
+    )
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a student remembers of a turn, so that it can be sent again to any replica."""
+"""What a student remembers of a turn, so that it can be sent again to any replica, and what came of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from preceptor.v1 import tensor_pb2 as tensors
 
-__all__ = ["CodecSnapshot", "CodecVersions", "ForwardAnswer", "GradientsAnswer", "Turn"]
+__all__ = ["CodecSnapshot", "CodecVersions", "ForwardAnswer", "GradientsAnswer", "Talk", "Turn"]
 
 
 class CodecSnapshot:
@@ -103,3 +103,22 @@ class GradientsAnswer:
     message: Tensor | None
     codec: dict[str, Tensor]
     receipt: pb.Receipt
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What came of a conversation about one batch.
+
+    Attributes:
+        messages: m of each round, [B, K, M].
+        replies: r of each round, [B, K, M].
+        message_mask: [B, K], bool, the valid positions of messages and replies.
+        decoded: S'_hi of the last round, of the shape of the states that were talked about.
+        receipts: what the turns cost.
+    """
+
+    messages: tuple[Tensor, ...]
+    replies: tuple[Tensor, ...]
+    message_mask: Tensor
+    decoded: Tensor
+    receipts: tuple[pb.Receipt, ...]

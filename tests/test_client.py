@@ -140,8 +140,12 @@ def test_what_the_teacher_refuses_is_raised_and_the_conversation_goes_on(
         talk(_states() * torch.inf, inputs=good)
     with pytest.raises(InvalidMessageError, match=r"inputs\[ids\]: got the value 37, expected 0 to 31"):
         talk(_states(), inputs={"ids": torch.full((2, 4), 37)})
-    with pytest.raises(InvalidMessageError, match="inputs: got neither of texts and tensors"):
+    with pytest.raises(ValueError, match="inputs: got None, expected those of the rows for reading 'add'"):
         talk(_states())
+    with pytest.raises(ValueError, match="hidden_states: got width"):
+        talk(_states()[..., :1], inputs=good)
+    with pytest.raises(ValueError, match="num_rounds: got 0"):
+        talk(_states(), inputs=good, num_rounds=0)
     assert talk(_states(), inputs=good).decoded.shape == _states().shape
     assert talk.conversation.num_reconnects == 0
 

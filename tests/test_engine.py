@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -276,3 +278,15 @@ def test_gradients_of_constants_are_zero(tiny_teacher: Teacher) -> None:
     assert zero is not None
     assert not zero.any()
     assert none == {}
+
+
+def test_a_counted_graph_that_is_dropped_is_freed() -> None:
+    leaf = torch.randn(3, requires_grad=True)
+    with counted_graph_bytes(frozenset()) as num_bytes:
+        saved_by_its_own_node = leaf.exp()
+        total = saved_by_its_own_node.sum()
+    assert num_bytes[0] == 12
+    alive = weakref.ref(saved_by_its_own_node)
+    del saved_by_its_own_node, total
+    gc.collect()
+    assert alive() is None

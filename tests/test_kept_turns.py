@@ -43,15 +43,20 @@ def _turn(engine: Engine, number: int) -> Turn:
 
 def test_a_shelf_drops_the_oldest_beyond_a_count_or_bytes(engine: Engine) -> None:
     turn = _turn(engine, 1)
-    for max_turns, max_bytes in ((2, 1000), (10, 25)):
+    assert turn.codec is not None
+    codec_bytes = sum(parameter.numel() * 4 for parameter in turn.codec.parameters())
+    room = codec_bytes + 2 * turn.held_bytes  # the codec that all of them hold counts once
+    for max_turns, max_bytes in ((2, 10**6), (10, room)):
         dropped: list[Turn] = []
         shelf = TurnShelf(max_turns, max_bytes, dropped.append)
         for number in (1, 2, 1, 3):  # a repetition makes a turn the newest
             shelf.put(number, KeptTurn(turn, b"", 10))
         assert [shelf.find(number) is not None for number in (1, 2, 3)] == [True, False, True]
         assert len(dropped) == 1
+        assert shelf.num_bytes == room
         shelf.clear()
         assert len(dropped) == 3
+        assert shelf.num_bytes == 0
         assert shelf.find(3) is None
 
 

@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import torch
 
-from student_client import FrameTooLargeError, TeacherClient, TeacherTalk
+from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.config import TrainConfig
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
@@ -21,7 +22,6 @@ from tests.toy_student import row_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.serve
 
@@ -117,12 +117,13 @@ def test_the_served_teacher_describes_itself(address: str) -> None:
 
 def test_a_frame_over_the_limit_is_refused_and_others_go_on(address: str) -> None:
     talk = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128)
-    undisturbed = talk(torch.randn(2, 6)).decoded
+    states = torch.randn(2, 6)
+    undisturbed = talk(states).decoded
     greedy = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128)
     greedy.max_frame_bytes = 1 << 30
     with pytest.raises(FrameTooLargeError, match="expected at most 1048576"):
         greedy(torch.randn(64, 6))
-    assert talk(torch.randn(2, 6)).decoded.shape == undisturbed.shape
+    assert torch.equal(talk(states).decoded, undisturbed)
     talk.close()
     greedy.close()
 
@@ -161,10 +162,15 @@ def test_a_killed_replica_leaves_the_loss_curve_unchanged(address: str, table: P
     assert worst <= 1e-5
 
 
-def test_ray_train_gives_what_the_same_run_gives_without_ray(address: str, table: Path) -> None:
+def test_ray_train_gives_what_the_same_run_gives_without_ray(
+    address: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from student_client.train import train  # noqa: PLC0415 - after Ray's environment is set
 
-    config = make_config(table, address)
+    monkeypatch.chdir(
+        table.parent
+    )  # a user's paths are relative, a worker's working directory is another one
+    config = make_config(Path(table.name), address)
     alone = StudentRun(config)
     while alone.epoch < config.epochs:
         list(alone.train_epoch())
@@ -212,13 +218,16 @@ def test_two_workers_average_the_codecs_gradients(address: str, table: Path) -> 
 def test_an_error_in_a_worker_reaches_the_driver(address: str, table: Path) -> None:
     from student_client.train import TrainError, train  # noqa: PLC0415
 
-    nowhere = f"127.0.0.1:{free_port()}"
-    config = make_config(
-        table,
-        nowhere,
-        name="lost",
-        max_failures=0,
-        teacher={"address": nowhere, "options": {"deadline_s": 1.0, "connect_timeout_s": 0.5}},
-    )
-    with pytest.raises(TrainError, match=r"TeacherUnavailableError.*no replica"):
+    broken = {"factory": "tests.toy_student:BrokenStudent"}
+    config = make_config(table, address, name="broken", max_failures=0, student=broken)
+    with pytest.raises(TrainError, match="RuntimeError: a defect of the student"):
         train(config)
+
+
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_started(address: str, table: Path) -> None:
+    from student_client.train import train  # noqa: PLC0415
+
+    nowhere = f"127.0.0.1:{free_port()}"
+    with pytest.raises(TeacherUnavailableError, match=nowhere):
+        train(make_config(table, nowhere, name="lost"))
+    assert not (table.parent / "out" / "lost").exists()

@@ -64,10 +64,18 @@ def test_a_text_student_is_trained_by_the_two_commands(
         [PRECEPTOR, "describe", address, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(described.stdout)["teacher"]["name"] == "minilm"
-    command = [PRECEPTOR, "train", "examples/text/intent.yaml", str(table), "--teacher", address, "--json"]
+    command = [
+        PRECEPTOR,
+        "train",
+        str(ROOT / "examples/text/intent.yaml"),
+        table.name,
+        "--teacher",
+        address,
+        "--json",
+    ]
     changes = ["--set", "epochs=6", "--set", f"output={tmp_path / 'out'}", "--set", "talk.reading=replace"]
     trained = subprocess.run(
-        [*command, *changes], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [*command, *changes], cwd=table.parent, capture_output=True, text=True, check=False, timeout=300
     )
     assert trained.returncode == 0, trained.stderr
     facts = json.loads(trained.stdout)

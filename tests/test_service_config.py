@@ -75,7 +75,7 @@ def test_a_mistake_is_named_by_field(tmp_path: Path, fields: dict[str, Any], fra
 def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.yaml: not YAML: "):
         _load(tmp_path, "model: [")
-    with pytest.raises(ValueError, match="valid dictionary"):
+    with pytest.raises(ValueError, match="got a list, expected fields"):
         _load(tmp_path, "- a list")
     with pytest.raises(FileNotFoundError):
         ServiceConfig.load(tmp_path / "nothing.yaml")

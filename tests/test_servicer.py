@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -33,7 +34,7 @@ from tests.toy_frames import (
 from tests.toy_server import RawStudent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
@@ -237,3 +238,23 @@ def test_an_answer_over_the_frame_limit_fails_alone(start_server: Callable[..., 
         failed = student.ask(set_codec(), frame).failed
         assert (failed.turn, failed.reason) == (1, pb.REASON_LIMIT_EXCEEDED)
         assert student.ask(exchange(2)).HasField("reply")
+
+
+def test_a_student_that_does_not_read_is_not_read(server: ToyServer) -> None:
+    taken = 0
+
+    async def endless() -> AsyncIterator[pb.ConverseRequest]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield exchange(taken)  # before open: each is answered by Failed at once
+
+    async def converse() -> None:
+        answers: Any = server.servicer.Converse(endless())
+        await anext(answers)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        await answers.aclose()
+
+    server.call(converse())
+    assert taken <= server.config.limits.max_turns_in_flight + 3

@@ -246,3 +246,26 @@ def test_a_half_written_line_of_progress_is_left_for_later(tmp_path: Path) -> No
     assert lines == [{"epoch": 1}]
     path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert read_new_lines(path, position)[0] == [{"epoch": 2}]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_label_that_is_not_finite_is_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("ids,label\n1,1.5\n2," + value + "\n" * 1)
+    data = {"train": path, "task": "regression", "label": "label", "features": {"ids": "int64"}}
+    with pytest.raises(DataError, match="expected numbers"):
+        load_splits(make_config(path, None, data={**data, "valid": path, "test": path}).data, seed=0)
+
+
+def test_a_checkpoint_of_another_teachers_student_is_refused(table: Path, row_server: ToyServer) -> None:
+    run = StudentRun(make_config(table, row_server.address, losses={"kd": 1}))
+    state = {**run.state(), "teacher": "another"}
+    with pytest.raises(ResumeError, match="another teacher"):
+        run.load_state(state)
+    run.close()
+
+
+def test_unknown_arguments_of_a_factory_are_named(table: Path) -> None:
+    student = make_config(table, None).student.model_copy(update={"kwargs": {"widht": 3}})
+    with pytest.raises(ValueError, match="widht"):
+        build_student(student, num_classes=2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from services.teacher.config import ServiceConfig
 from tests.toy import NUM_IDS
 
-__all__ = ["CrashingStudent", "RowTeacher", "ToyStudent", "row_config"]
+__all__ = ["BrokenStudent", "CrashingStudent", "RowTeacher", "ToyStudent", "row_config"]
 
 
 class RowTeacher(nn.Module):
@@ -86,4 +86,13 @@ class CrashingStudent(ToyStudent):
             if self._steps == self._at_step and not self._marker.exists():
                 self._marker.touch()
                 os._exit(1)
+        return super().forward(ids)
+
+
+class BrokenStudent(ToyStudent):
+    """Fails in training, not when it is looked at."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a defect of the student")
         return super().forward(ids)

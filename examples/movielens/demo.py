@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import queue
 import sys
 import threading
@@ -33,6 +34,7 @@ from examples.movielens.report import Cell, draw_plot, print_table, write_result
 from services.teacher.config import ModuleConfig, ServiceConfig
 from services.teacher.local import ServeError, serving
 from student_client.config import TrainConfig
+from student_client.errors import TeacherError
 
 if TYPE_CHECKING:
     from examples.movielens.data import MovieLens, Split
@@ -136,13 +138,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the students")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each run reports a few times only
     start_s = time.monotonic()
     try:
         cells = _run(arguments.cache.resolve(), arguments.output.resolve(), arguments.seed)
     except KeyboardInterrupt:
         console.print("interrupted; everything that was started is stopped")
         return 130
-    except (FetchError, ServeError, RuntimeError) as error:
+    except (FetchError, ServeError, TeacherError, RuntimeError, ValueError, OSError) as error:
         console.print(f"[bold red]error:[/] {error}")
         return 1
     print_table(cells, console)

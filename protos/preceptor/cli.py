@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
     "EXIT_MISSING_EXTRA",
     "EXIT_USAGE",
     "build",
@@ -34,6 +35,7 @@ __all__ = [
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING_EXTRA = 3
+EXIT_INTERRUPTED = 130
 
 # People read stderr; stdout is for results, so that `--json` can be piped.
 console = Console(stderr=True)

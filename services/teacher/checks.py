@@ -36,6 +36,7 @@ __all__ = [
     "check_backward",
     "check_exchange",
     "check_observe",
+    "check_tokens",
     "requested_kinds",
 ]
 
@@ -242,11 +243,21 @@ def check_backward(frame: pb.Backward, turn: Turn, shapes: Mapping[str, torch.Si
     return gradients
 
 
+def check_tokens(turn: Turn, limits: LimitsConfig) -> None:
+    """Checks what a turn would compute.
+
+    Raises:
+        LimitError: more rows x positions than one turn may have.
+    """
+    _check_limit("rows x positions", turn.num_tokens, limits.max_turn_tokens)
+
+
 def _prepare(frame: pb.Inputs, teacher: Teacher, limits: LimitsConfig) -> dict[str, Tensor]:
     if bool(frame.texts) == bool(frame.tensors):
         got = "both" if frame.texts else "neither"
         raise FieldError(f"inputs: got {got} of texts and tensors, expected exactly one of them")
     _check_limit("input rows", len(frame.texts), limits.max_batch_size)
+    _check_limit("input characters", sum(map(len, frame.texts)), limits.max_text_characters)
     tensors = wire.decode_named(frame.tensors, field="inputs", finite=True)
     for name, tensor in tensors.items():
         if tensor.ndim == 0:

@@ -87,10 +87,12 @@ class LimitsConfig(_Config):
     max_message_len: int = Field(default=512, ge=1, description="Positions of one message.")
     max_message_dim: int = Field(default=4096, ge=1, description="Width of a message.")
     max_input_len: int = Field(default=512, ge=1, description="Positions of one input; longer texts are cut.")
+    max_text_characters: int = Field(default=2**19, ge=1, description="Characters of all texts of one turn.")
+    max_turn_tokens: int = Field(default=2**17, ge=1, description="Rows x positions that one turn computes.")
     max_turns_in_flight: int = Field(default=32, ge=1, description="Unanswered turns of one conversation.")
     max_retained_turns: int = Field(default=64, ge=1, description="Turns kept for gradients, a conversation.")
     max_kept_bytes: int = Field(
-        default=256 * 2**20, ge=0, description="Bytes of frames kept, a conversation."
+        default=256 * 2**20, ge=0, description="Bytes of turns and codecs kept, a conversation."
     )
     max_retained_bytes: int = Field(default=2 * 2**30, ge=0, description="Bytes of graphs kept, a replica.")
     max_codec_parameters: int = Field(default=64 * 10**6, ge=1, description="Parameters of a codec.")
@@ -150,6 +152,10 @@ class ServiceConfig(_Config):
             data = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(  # noqa: TRY004 - a wrong file, not a wrong call
+                f"{path}: got a {type(data).__name__}, expected fields and their values"
+            )
         return cls.model_validate(data).resolved(path.resolve().parent)
 
     def resolved(self, folder: Path) -> ServiceConfig:

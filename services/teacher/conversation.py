@@ -8,6 +8,7 @@ gRPC nor Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
@@ -154,14 +155,16 @@ class Conversation:
         digest = hashlib.sha256(frame.SerializeToString(deterministic=True)).digest()
         kept = self._turns.find(frame.turn)
         if kept is None:
-            kept = KeptTurn(self._check(frame, agreement), digest, frame.ByteSize())
+            turn = self._check(frame, agreement)
+            checks.check_tokens(turn, self._limits)
+            kept = KeptTurn(turn, digest, frame.ByteSize())
         elif kept.digest != digest:
             raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
         self._check_room()
-        number, turn = frame.turn, kept
+        number, answered = frame.turn, kept
         future = self._engine.forward(kept.turn)
         self._turns.put(number, kept)
-        self._await(number, future, lambda result: self._answer_forward(number, turn, result))
+        self._await(number, future, lambda result: self._answer_forward(number, answered, result))
 
     def _check(self, frame: pb.Exchange | pb.Observe, agreement: Agreement) -> Turn:
         teacher, limits = self._engine.teacher, self._limits
@@ -206,7 +209,11 @@ class Conversation:
             if not self._pending:
                 self._idle.set()
 
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(finish))
+        def done(_: Future[ResultT]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, nobody waits
+                loop.call_soon_threadsafe(finish)
+
+        future.add_done_callback(done)
 
     def _answer_forward(self, number: int, kept: KeptTurn, result: ForwardResult) -> None:
         if self._turns.find(number) is not kept:  # dropped before it was computed: no gradients can come

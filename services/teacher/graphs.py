@@ -82,7 +82,8 @@ def counted_graph_bytes(excluded: frozenset[int]) -> Iterator[list[int]]:
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             total[0] += storage.nbytes()
-        return tensor
+        # Not the tensor itself: an output that its own node saves would keep its graph alive for good.
+        return tensor.detach()
 
     def same(tensor: Any) -> Any:
         return tensor

@@ -54,6 +54,7 @@ def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float 
     os.environ.update(serve_environment(config))
     import ray
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     from services.teacher.app import APP_NAME, SERVICER_FUNCTIONS, build_app
 
@@ -75,9 +76,12 @@ def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float 
         yield address_of(config)
     finally:
         # Not `serve.shutdown`: other applications may run there, and with our own Ray the rest goes too.
-        serve.delete(APP_NAME)
-        if owns_ray:
-            ray.shutdown()
+        try:
+            with contextlib.suppress(RayServeException):  # Serve did not start: the cause is coming
+                serve.delete(APP_NAME)
+        finally:
+            if owns_ray:
+                ray.shutdown()
 
 
 def _reason() -> str:

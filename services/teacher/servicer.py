@@ -16,6 +16,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.errors import DrainingError, OverloadedError, ProtocolError, failure_of
+from services.teacher.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,7 +46,7 @@ class TeacherServicer:
         self._default_split_layer = num_layers // 2 if config.split_layer is None else config.split_layer
         if self._default_split_layer > num_layers:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
-        self._outboxes: set[asyncio.Queue[pb.ConverseResponse | None]] = set()
+        self._outboxes: set[Outbox] = set()
         self._draining = False
 
     async def DescribeTeacher(  # noqa: N802 - Ray Serve and gRPC look methods up by RPC name
@@ -73,18 +74,18 @@ class TeacherServicer:
                     await anext(aiter(request_stream), None)
             yield refusal
             return
-        outbox: asyncio.Queue[pb.ConverseResponse | None] = asyncio.Queue()
+        outbox = Outbox(self._limits.max_turns_in_flight)
         conversation = Conversation(
             uuid.uuid4().hex,
             engine=self._engine,
             limits=self._limits,
             default_split_layer=self._default_split_layer,
-            send=outbox.put_nowait,
+            send=outbox.put,
         )
         self._outboxes.add(outbox)
         reader = asyncio.create_task(self._read(request_stream, conversation, outbox))
         try:
-            while (answer := await outbox.get()) is not None:
+            async for answer in outbox.answers():
                 yield answer
         finally:
             self._outboxes.discard(outbox)
@@ -96,7 +97,7 @@ class TeacherServicer:
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
         conversation: Conversation,
-        outbox: asyncio.Queue[pb.ConverseResponse | None],
+        outbox: Outbox,
     ) -> None:
         """Feeds the conversation until the student is done or gone, then lets its turns be answered."""
         try:
@@ -104,13 +105,14 @@ class TeacherServicer:
                 conversation.receive(frame)
                 if conversation.closed:
                     break
+                await outbox.room()
             await conversation.settle()
         except Exception:  # the stream broke, or its bytes are no frame
             logger.exception("conversation %s: the stream broke", conversation.conversation_id)
             failed = failure_of(ProtocolError("frame: got bytes that are none, expected a ConverseRequest"))
-            outbox.put_nowait(pb.ConverseResponse(failed=failed))
+            outbox.put(pb.ConverseResponse(failed=failed))
         finally:
-            outbox.put_nowait(None)
+            outbox.put(None)
 
     def _refusal(self) -> pb.ConverseResponse | None:
         """Returns why no new conversation is taken, or None if one is."""
@@ -129,4 +131,4 @@ class TeacherServicer:
         self._draining = True
         notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
         for outbox in self._outboxes:
-            outbox.put_nowait(notice)
+            outbox.put(notice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from preceptor.codec import TeacherCodec
     from services.teacher.work import Turn
 
 __all__ = ["KeptTurn", "TurnShelf"]
@@ -36,11 +37,12 @@ class KeptTurn:
 class TurnShelf:
     """Turns by number, the oldest dropped beyond a count or a number of bytes.
 
-    Dropping is safe: a student whose turn is gone sends it again.
+    Dropping is safe: a student whose turn is gone sends it again. A turn counts with its tensors, and a codec
+    version that kept turns hold counts once.
 
     Args:
         max_turns: how many are kept.
-        max_bytes: how many bytes of frames are kept; at least one turn always is.
+        max_bytes: how many bytes are kept; at least one turn always is.
         drop: told of each turn that goes, so that its graph can go too.
     """
 
@@ -49,18 +51,21 @@ class TurnShelf:
         self._max_bytes = max_bytes
         self._drop = drop
         self._turns: OrderedDict[int, KeptTurn] = OrderedDict()
+        self._codecs: Counter[TeacherCodec] = Counter()
         self._num_bytes = 0
 
     def put(self, number: int, kept: KeptTurn) -> None:
         """Keeps a turn as the newest."""
-        if self._turns.pop(number, None) is None:
-            self._num_bytes += kept.num_bytes
+        known = self._turns.pop(number, None)
+        if known is not None:
+            self._uncount(known.turn)
         self._turns[number] = kept
+        self._count(kept.turn)
         while len(self._turns) > self._max_turns or (
             self._num_bytes > self._max_bytes and len(self._turns) > 1
         ):
             _, oldest = self._turns.popitem(last=False)
-            self._num_bytes -= oldest.num_bytes
+            self._uncount(oldest.turn)
             self._drop(oldest.turn)
 
     def find(self, number: int) -> KeptTurn | None:
@@ -71,4 +76,29 @@ class TurnShelf:
         """Drops every turn."""
         while self._turns:
             self._drop(self._turns.popitem()[1].turn)
+        self._codecs.clear()
         self._num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes kept now."""
+        return self._num_bytes
+
+    def _count(self, turn: Turn) -> None:
+        self._num_bytes += turn.held_bytes
+        if turn.codec is not None:
+            self._codecs[turn.codec] += 1
+            if self._codecs[turn.codec] == 1:
+                self._num_bytes += _codec_bytes(turn.codec)
+
+    def _uncount(self, turn: Turn) -> None:
+        self._num_bytes -= turn.held_bytes
+        if turn.codec is not None:
+            self._codecs[turn.codec] -= 1
+            if self._codecs[turn.codec] == 0:
+                del self._codecs[turn.codec]
+                self._num_bytes -= _codec_bytes(turn.codec)
+
+
+def _codec_bytes(codec: TeacherCodec) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in codec.parameters())

@@ -16,7 +16,7 @@ from preceptor.terms import Reading
 from services.teacher.talking import interpret, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from preceptor.codec import TeacherCodec
     from preceptor.terms import ObservationKind
@@ -76,6 +76,11 @@ class ExchangeTurn:
         return Graph({"reply": reply}, message, dict(self.codec.named_parameters()))
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of its tensors, without the codec."""
+        return _num_bytes([self.message, self.mask, *(self.inputs or {}).values()])
+
+    @property
     def num_tokens(self) -> int:
         """Positions that go through the teacher's upper layers."""
         own = 0 if self.inputs is None else _num_positions(self.inputs)
@@ -117,6 +122,12 @@ class ObserveTurn:
                 message_mask=None if self.message_mask is None else self.message_mask.to(device),
             )
         return Graph(values, None, {} if self.codec is None else dict(self.codec.named_parameters()))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its tensors, without the codec."""
+        masks = [] if self.message_mask is None else [self.message_mask]
+        return _num_bytes([*self.inputs.values(), *masks])
 
     @property
     def num_tokens(self) -> int:
@@ -206,6 +217,10 @@ def compute_gradients(
 
 def _to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _num_positions(inputs: Mapping[str, Tensor]) -> int:

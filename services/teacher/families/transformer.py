@@ -35,6 +35,8 @@ __all__ = ["Parts", "TransformerTeacher", "check_complete", "check_parity", "mas
 _PROBE_LEN = 8
 _PROBE_TOLERANCE = 0.01
 
+_MAX_CHARACTERS_A_TOKEN = 16
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -157,8 +159,10 @@ class TransformerTeacher(ABC):
 
     def _tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turns texts into ids padded on the right, none of them without a token."""
+        # Tokenizers read a text to its end before they cut it; no token is this long on average.
+        cut = [text[: self._facts.max_len * _MAX_CHARACTERS_A_TOKEN] for text in texts]
         rows: list[list[int]] = self._tokenizer(
-            list(texts), truncation=True, max_length=self._facts.max_len, return_attention_mask=False
+            cut, truncation=True, max_length=self._facts.max_len, return_attention_mask=False
         )["input_ids"]
         rows = [row or [self._first_token_id()] for row in rows]
         length = max(len(row) for row in rows)
