@@ -80,6 +80,8 @@ class RecommenderEmbedding(nn.Module):
     genres: Tensor
     residuals: Tensor
     known: Tensor
+    residuals_by_item: Tensor
+    known_by_item: Tensor
 
     def __init__(
         self,
@@ -103,6 +105,9 @@ class RecommenderEmbedding(nn.Module):
         self.register_buffer("genres", torch.zeros(num_items, num_genres))
         self.register_buffer("residuals", torch.zeros(num_users, num_items))
         self.register_buffer("known", torch.zeros(num_users, num_items, dtype=torch.bool))
+        # The same by item: reading columns out of the above would take most of a forward pass.
+        self.register_buffer("residuals_by_item", torch.zeros(num_items, num_users))
+        self.register_buffer("known_by_item", torch.zeros(num_items, num_users, dtype=torch.bool))
 
     def remember(self, ratings: Ratings, genres: Tensor) -> None:
         """Takes in training ratings and the items' genres [I, G]; replaces what was there.
@@ -115,6 +120,8 @@ class RecommenderEmbedding(nn.Module):
         self.genres.copy_(genres)
         self.residuals.zero_()[user, item] = centered
         self.known.zero_()[user, item] = True
+        self.residuals_by_item.copy_(self.residuals.T)
+        self.known_by_item.copy_(self.known.T)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """Embeds user [B] and item [B], int64, as [B, D]."""
@@ -122,9 +129,8 @@ class RecommenderEmbedding(nn.Module):
             self.residuals.index_select(0, user), self.known.index_select(0, user), item
         )
         of_item = self.item(item) + self.genre(self.genres[item])
-        # [U, B] -> [B, U] in memory too: what follows is several times faster on rows.
-        residuals = self.residuals.index_select(1, item).T.contiguous()
-        known = self.known.index_select(1, item).T.contiguous()
+        residuals = self.residuals_by_item.index_select(0, item)
+        known = self.known_by_item.index_select(0, item)
         of_item = of_item + self.item_history(residuals, known, user)
         of_user, of_item = self.dropout(of_user), self.dropout(of_item)
         hidden_states: Tensor = self.mix(torch.cat([of_user, of_item, of_user * of_item], dim=-1))
