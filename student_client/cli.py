@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from google.protobuf.json_format import MessageToDict
-from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from preceptor.cli import EXIT_INTERRUPTED, EXIT_USAGE, console, fail, needs_extra
+from preceptor.cli import EXIT_INTERRUPTED, EXIT_USAGE, config_errors, console, fail, needs_extra
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -113,15 +112,8 @@ def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> di
 def _load(path: Path, overrides: dict[str, Any]) -> TrainConfig:
     from student_client.config import TrainConfig
 
-    try:
+    with config_errors(path):
         return TrainConfig.load(path, overrides)
-    except OSError as error:
-        fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        fail(f"{path}: {problems}", EXIT_USAGE)
-    except ValueError as error:
-        fail(str(error), EXIT_USAGE)
 
 
 def _progress(settings: TrainConfig) -> Progress:

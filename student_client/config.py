@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from preceptor.codec import CodecSpec
+from preceptor.settings import read_fields
 from preceptor.terms import Reading
 from student_client.options import ClientOptions, parse_address
 
@@ -184,14 +184,7 @@ class TrainConfig(_Config):
             OSError: the file can't be read.
             ValueError: it is not YAML, or a field is wrong; the message names the field.
         """
-        try:
-            data = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not YAML: {error}") from None
-        if not isinstance(data, dict):
-            raise ValueError(  # noqa: TRY004 - a wrong file, not a wrong call
-                f"{path}: got a {type(data).__name__}, expected fields and their values"
-            )
+        data = read_fields(path)
         _resolve_paths(data, path.resolve().parent)
         for name, value in (overrides or {}).items():
             _put(data, name.split("."), value)

@@ -7,18 +7,21 @@ Exit codes: 0 done, 1 it failed, 2 wrong usage or config, 3 an extra is not inst
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from preceptor import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = [
     "EXIT_FAILED",
@@ -26,6 +29,7 @@ __all__ = [
     "EXIT_MISSING_EXTRA",
     "EXIT_USAGE",
     "build",
+    "config_errors",
     "console",
     "fail",
     "main",
@@ -48,6 +52,20 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     console.print("[bold red]error:[/]", end=" ")
     console.print(message, markup=False, highlight=False)
     raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def config_errors(path: Path | None) -> Iterator[None]:
+    """Ends the command with `EXIT_USAGE` if reading a config fails while open, naming the field."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        fail(f"{path or 'config'}: {problems}", EXIT_USAGE)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
 
 
 def needs_extra(extra: str, *modules: str) -> Callable[[Callable[Params, None]], Callable[Params, None]]:

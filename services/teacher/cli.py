@@ -9,9 +9,8 @@ from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
 
-from preceptor.cli import EXIT_USAGE, console, fail, needs_extra
+from preceptor.cli import config_errors, console, fail, needs_extra
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
@@ -56,17 +55,10 @@ def serve(
 def _load(path: Path | None, port: int | None) -> ServiceConfig:
     from services.teacher.config import ServiceConfig
 
-    try:
+    with config_errors(path):
         settings = ServiceConfig() if path is None else ServiceConfig.load(path)
         update = {} if port is None else {"port": port}
         return ServiceConfig.model_validate({**settings.model_dump(), **update})
-    except OSError as error:
-        fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        fail(f"{path or 'config'}: {problems}", EXIT_USAGE)
-    except ValueError as error:
-        fail(str(error), EXIT_USAGE)
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

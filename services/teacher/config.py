@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from preceptor.settings import read_fields
 
 __all__ = ["DecoderConfig", "EncoderConfig", "LimitsConfig", "ModelConfig", "ModuleConfig", "ServiceConfig"]
 
@@ -148,15 +149,7 @@ class ServiceConfig(_Config):
             OSError: the file can't be read.
             ValueError: it is not YAML, or a field is wrong; the message names the field.
         """
-        try:
-            data = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not YAML: {error}") from None
-        if not isinstance(data, dict):
-            raise ValueError(  # noqa: TRY004 - a wrong file, not a wrong call
-                f"{path}: got a {type(data).__name__}, expected fields and their values"
-            )
-        return cls.model_validate(data).resolved(path.resolve().parent)
+        return cls.model_validate(read_fields(path)).resolved(path.resolve().parent)
 
     def resolved(self, folder: Path) -> ServiceConfig:
         """Returns the same config with its relative paths taken from `folder`."""
