@@ -102,7 +102,7 @@ def resample(hidden_states: Tensor, mask: Tensor, new_mask: Tensor) -> Tensor:
     Returns:
         [B, K, D]; what stands where `new_mask` is false is not defined.
     """
-    if mask.shape == new_mask.shape and bool(torch.equal(mask, new_mask)):
+    if mask is new_mask or (mask.shape == new_mask.shape and bool(torch.equal(mask, new_mask))):
         return hidden_states
     source_start, source_end = _intervals(mask)
     new_start, new_end = _intervals(new_mask)

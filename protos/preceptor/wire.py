@@ -156,7 +156,8 @@ def decode(
     Raises:
         TensorDecodeError, DataTypeMismatchError, ShapeMismatchError, NotFiniteError: it is something else.
     """
-    dtype = to_torch_dtype(message.data_type, field=field)
+    is_int8 = message.data_type == pb.DATA_TYPE_INT8_BLOCKS
+    dtype = torch.float32 if is_int8 else to_torch_dtype(message.data_type, field=field)
     if dtypes is not None and dtype not in dtypes:
         wanted = " or ".join(data_type_name(wanted) for wanted in dtypes)
         raise DataTypeMismatchError(f"{field}: got {data_type_name(dtype)}, expected {wanted}")
@@ -169,6 +170,8 @@ def decode(
         raise TensorDecodeError(f"{field}: got shape {sizes}, expected at most {_MAX_TENSOR_BYTES} bytes")
     if shape is not None:
         check_shape(sizes, shape, field=field)
+    if is_int8:
+        return _dequantize(message, sizes, field=field, finite=finite)
     num_bytes = math.prod(sizes) * dtype.itemsize
     data = message.data  # each access copies the bytes out of the protobuf arena
     if len(data) != num_bytes:
@@ -183,6 +186,32 @@ def decode(
     if finite and dtype.is_floating_point and not _is_finite(tensor):
         raise NotFiniteError(f"{field}: got NaN or infinity, expected finite values")
     return tensor.reshape(sizes)
+
+
+def _dequantize(message: pb.Tensor, sizes: list[int], *, field: str, finite: bool) -> torch.Tensor:
+    """Decodes DATA_TYPE_INT8_BLOCKS; see `preceptor.compression`."""
+    num_elements, block_size = math.prod(sizes), message.block_size
+    if block_size == 0:
+        raise TensorDecodeError(f"{field}: got block_size 0, expected a positive number")
+    num_blocks = -(-num_elements // block_size)
+    data, scales = message.data, message.scales
+    if len(data) != num_elements or len(scales) != 4 * num_blocks:
+        raise TensorDecodeError(
+            f"{field}: got {len(data)} bytes and {len(scales)} of scales, expected {num_elements} and "
+            f"{4 * num_blocks} for int8 {sizes} in blocks of {block_size}"
+        )
+    if num_elements == 0:
+        return torch.empty(sizes)
+    steps = torch.frombuffer(scales, dtype=torch.float32)
+    if not _is_finite(steps) or bool((steps < 0).any()):
+        raise NotFiniteError(f"{field}: got a scale that is not finite or negative, expected it to be >= 0")
+    values = torch.frombuffer(data, dtype=torch.int8).float()
+    full = num_elements // block_size * block_size
+    values[:full].view(-1, block_size).mul_(steps[: full // block_size, None])
+    values[full:].mul_(steps[-1])
+    if finite and not _is_finite(values):  # a scale near the largest float
+        raise NotFiniteError(f"{field}: got NaN or infinity, expected finite values")
+    return values.reshape(sizes)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

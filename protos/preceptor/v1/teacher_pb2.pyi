@@ -102,6 +102,28 @@ GRAPH_SOURCE_UNSPECIFIED: GraphSource
 GRAPH_SOURCE_RETAINED: GraphSource
 GRAPH_SOURCE_RECOMPUTED: GraphSource
 
+class FindReplicasRequest(_message.Message):
+    __slots__ = ("opens_conversation",)
+    OPENS_CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    opens_conversation: bool
+    def __init__(self, opens_conversation: bool = ...) -> None: ...
+
+class FindReplicasResponse(_message.Message):
+    __slots__ = ("replicas",)
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    def __init__(self, replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("address", "num_conversations", "queued_tokens")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONVERSATIONS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    num_conversations: int
+    queued_tokens: int
+    def __init__(self, address: _Optional[str] = ..., num_conversations: _Optional[int] = ..., queued_tokens: _Optional[int] = ...) -> None: ...
+
 class DescribeTeacherRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -195,20 +217,22 @@ class ConverseRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., set_codec: _Optional[_Union[SetCodec, _Mapping]] = ..., exchange: _Optional[_Union[Exchange, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., observe: _Optional[_Union[Observe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
 
 class ConverseResponse(_message.Message):
-    __slots__ = ("opened", "reply", "gradients", "observation", "failed", "draining")
+    __slots__ = ("opened", "reply", "gradients", "observation", "failed", "draining", "credit")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     reply: Reply
     gradients: Gradients
     observation: Observation
     failed: Failed
     draining: Draining
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    credit: Credit
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., gradients: _Optional[_Union[Gradients, _Mapping]] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
 
 class CodecSpec(_message.Message):
     __slots__ = ("kind", "message_dim", "message_len", "hidden_dim")
@@ -223,30 +247,54 @@ class CodecSpec(_message.Message):
     def __init__(self, kind: _Optional[_Union[CodecKind, str]] = ..., message_dim: _Optional[int] = ..., message_len: _Optional[int] = ..., hidden_dim: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("codec", "reading", "split_layer", "wire_data_type", "expected_fingerprint")
+    __slots__ = ("codec", "reading", "split_layer", "compression", "expected_fingerprint", "deterministic", "tenant")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     READING_FIELD_NUMBER: _ClassVar[int]
     SPLIT_LAYER_FIELD_NUMBER: _ClassVar[int]
-    WIRE_DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     codec: CodecSpec
     reading: Reading
     split_layer: int
-    wire_data_type: _tensor_pb2.DataType
+    compression: Compression
     expected_fingerprint: str
-    def __init__(self, codec: _Optional[_Union[CodecSpec, _Mapping]] = ..., reading: _Optional[_Union[Reading, str]] = ..., split_layer: _Optional[int] = ..., wire_data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    deterministic: bool
+    tenant: str
+    def __init__(self, codec: _Optional[_Union[CodecSpec, _Mapping]] = ..., reading: _Optional[_Union[Reading, str]] = ..., split_layer: _Optional[int] = ..., compression: _Optional[_Union[Compression, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., deterministic: bool = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class Compression(_message.Message):
+    __slots__ = ("message", "reply", "gradient")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    message: _tensor_pb2.DataType
+    reply: _tensor_pb2.DataType
+    gradient: _tensor_pb2.DataType
+    def __init__(self, message: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., reply: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., gradient: _Optional[_Union[_tensor_pb2.DataType, str]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("conversation_id", "teacher", "limits", "split_layer")
+    __slots__ = ("conversation_id", "teacher", "limits", "split_layer", "compression", "credit_bytes")
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SPLIT_LAYER_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     conversation_id: str
     teacher: TeacherDescription
     limits: Limits
     split_layer: int
-    def __init__(self, conversation_id: _Optional[str] = ..., teacher: _Optional[_Union[TeacherDescription, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., split_layer: _Optional[int] = ...) -> None: ...
+    compression: Compression
+    credit_bytes: int
+    def __init__(self, conversation_id: _Optional[str] = ..., teacher: _Optional[_Union[TeacherDescription, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., split_layer: _Optional[int] = ..., compression: _Optional[_Union[Compression, _Mapping]] = ..., credit_bytes: _Optional[int] = ...) -> None: ...
+
+class Credit(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class SetCodec(_message.Message):
     __slots__ = ("version", "tensors", "complete")
@@ -315,20 +363,22 @@ class Gradients(_message.Message):
     def __init__(self, turn: _Optional[int] = ..., message: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., codec: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., complete: bool = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class Observe(_message.Message):
-    __slots__ = ("turn", "codec_version", "inputs", "kinds", "mask", "wants_gradient")
+    __slots__ = ("turn", "codec_version", "inputs", "kinds", "mask", "wants_gradient", "ahead")
     TURN_FIELD_NUMBER: _ClassVar[int]
     CODEC_VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     WANTS_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     turn: int
     codec_version: int
     inputs: Inputs
     kinds: _containers.RepeatedScalarFieldContainer[ObservationKind]
     mask: _tensor_pb2.Tensor
     wants_gradient: bool
-    def __init__(self, turn: _Optional[int] = ..., codec_version: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., kinds: _Optional[_Iterable[_Union[ObservationKind, str]]] = ..., mask: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., wants_gradient: bool = ...) -> None: ...
+    ahead: bool
+    def __init__(self, turn: _Optional[int] = ..., codec_version: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., kinds: _Optional[_Iterable[_Union[ObservationKind, str]]] = ..., mask: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., wants_gradient: bool = ..., ahead: bool = ...) -> None: ...
 
 class Observation(_message.Message):
     __slots__ = ("turn", "values", "receipt")
@@ -367,7 +417,7 @@ class Draining(_message.Message):
     def __init__(self, closes_in_ms: _Optional[int] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("queue_ms", "compute_ms", "tokens", "request_bytes", "num_conversations", "codec_version", "graph_source")
+    __slots__ = ("queue_ms", "compute_ms", "tokens", "request_bytes", "num_conversations", "codec_version", "graph_source", "num_tenants", "num_cached_rows")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +425,8 @@ class Receipt(_message.Message):
     NUM_CONVERSATIONS_FIELD_NUMBER: _ClassVar[int]
     CODEC_VERSION_FIELD_NUMBER: _ClassVar[int]
     GRAPH_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TENANTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_ROWS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     compute_ms: float
     tokens: int
@@ -382,4 +434,6 @@ class Receipt(_message.Message):
     num_conversations: int
     codec_version: int
     graph_source: GraphSource
-    def __init__(self, queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., tokens: _Optional[int] = ..., request_bytes: _Optional[int] = ..., num_conversations: _Optional[int] = ..., codec_version: _Optional[int] = ..., graph_source: _Optional[_Union[GraphSource, str]] = ...) -> None: ...
+    num_tenants: int
+    num_cached_rows: int
+    def __init__(self, queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., tokens: _Optional[int] = ..., request_bytes: _Optional[int] = ..., num_conversations: _Optional[int] = ..., codec_version: _Optional[int] = ..., graph_source: _Optional[_Union[GraphSource, str]] = ..., num_tenants: _Optional[int] = ..., num_cached_rows: _Optional[int] = ...) -> None: ...

@@ -45,6 +45,11 @@ class TeacherServiceStub(object):
                 request_serializer=preceptor_dot_v1_dot_teacher__pb2.ConverseRequest.SerializeToString,
                 response_deserializer=preceptor_dot_v1_dot_teacher__pb2.ConverseResponse.FromString,
                 _registered_method=True)
+        self.FindReplicas = channel.unary_unary(
+                '/preceptor.v1.TeacherService/FindReplicas',
+                request_serializer=preceptor_dot_v1_dot_teacher__pb2.FindReplicasRequest.SerializeToString,
+                response_deserializer=preceptor_dot_v1_dot_teacher__pb2.FindReplicasResponse.FromString,
+                _registered_method=True)
 
 
 class TeacherServiceServicer(object):
@@ -65,6 +70,14 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindReplicas(self, request, context):
+        """Says which replicas serve this teacher, those with the most room first. Any replica answers it, and so
+        does the service's directory, whose address outlives the replicas'.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.Converse,
                     request_deserializer=preceptor_dot_v1_dot_teacher__pb2.ConverseRequest.FromString,
                     response_serializer=preceptor_dot_v1_dot_teacher__pb2.ConverseResponse.SerializeToString,
+            ),
+            'FindReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindReplicas,
+                    request_deserializer=preceptor_dot_v1_dot_teacher__pb2.FindReplicasRequest.FromString,
+                    response_serializer=preceptor_dot_v1_dot_teacher__pb2.FindReplicasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class TeacherService(object):
             '/preceptor.v1.TeacherService/Converse',
             preceptor_dot_v1_dot_teacher__pb2.ConverseRequest.SerializeToString,
             preceptor_dot_v1_dot_teacher__pb2.ConverseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/preceptor.v1.TeacherService/FindReplicas',
+            preceptor_dot_v1_dot_teacher__pb2.FindReplicasRequest.SerializeToString,
+            preceptor_dot_v1_dot_teacher__pb2.FindReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,
