@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from preceptor.codec import CodecSpec
-from services.teacher.engine import Engine, FifoQueue
 from services.teacher.families import load_teacher
+from services.teacher.loading import build_engine
 from student_client import ClientOptions, TeacherClient, TeacherTalk
 from tests.toy import HIDDEN, STUDENT_DIM, toy_config
 from tests.toy_frames import MESSAGE_DIM, MESSAGE_LEN
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from services.teacher.config import ServiceConfig
+    from services.teacher.engine import Engine
     from services.teacher.families.base import Teacher
 
 torch.set_num_threads(1)
@@ -68,9 +69,9 @@ def other_teacher(toy_folder: Path) -> Teacher:
 
 
 @pytest.fixture
-def engine(tiny_teacher: Teacher) -> Iterator[Engine]:
+def engine(tiny_teacher: Teacher, service_config: ServiceConfig) -> Iterator[Engine]:
     """A running engine of the tiny teacher."""
-    engine = Engine(tiny_teacher, queue=FifoQueue(64), max_retained_bytes=1 << 30)
+    engine = build_engine(tiny_teacher, service_config)
     engine.start()
     yield engine
     engine.stop()

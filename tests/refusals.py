@@ -75,6 +75,11 @@ def _cut(tensor: torch.Tensor, data_type: int | None = None) -> tensors.Tensor:
     return tensors.Tensor(data_type=number, shape=encoded.shape, data=encoded.data[:-1])
 
 
+def _unknown(number: int) -> Any:
+    """A value of an enumeration that this version does not know."""
+    return number
+
+
 def _before_the_conversation() -> Iterator[Case]:
     violation, invalid = pb.REASON_PROTOCOL_VIOLATION, pb.REASON_FIELD_INVALID
     limit = pb.REASON_LIMIT_EXCEEDED
@@ -94,10 +99,12 @@ def _before_the_conversation() -> Iterator[Case]:
     )
     yield Case("unknown-reading", opening(reading=9), invalid, ("reading: got 9, expected one of",))
     yield Case("split-layer", opening(split_layer=4), invalid, ("split_layer: got 4, expected 0 to 3",))
-    frame = opening(wire_data_type=tensors.DATA_TYPE_INT64)
-    yield Case("wire-type", frame, invalid, ("wire_data_type: got int64, expected float32, float16 or bf",))
-    frame = opening(wire_data_type=77)
-    yield Case("unknown-wire-type", frame, pb.REASON_TENSOR_INVALID, ("wire_data_type: got data_type 77",))
+    frame = opening(compression=pb.Compression(reply=tensors.DATA_TYPE_INT64))
+    yield Case("wire-type", frame, invalid, ("compression.reply: got 4, expected one of DATA_TYPE_FLOAT32",))
+    frame = opening(compression=pb.Compression(gradient=_unknown(77)))
+    yield Case("unknown-wire-type", frame, invalid, ("compression.gradient: got 77, expected one of",))
+    frame = opening(tenant="t" * 129)
+    yield Case("long-tenant", frame, limit, ("tenant characters: got 129, expected at most 128",))
     frame = opening(CodecSpec(message_dim=9))
     yield Case("wide-codec", frame, limit, ("codec.message_dim: got 9, expected at most 8",))
     frame = opening(CodecSpec(message_dim=3, message_len=7))

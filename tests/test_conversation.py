@@ -15,6 +15,9 @@ from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
 from services.teacher.engine import Engine, FifoQueue
 from services.teacher.errors import Status
+from services.teacher.graphs import GraphStore
+from services.teacher.loading import build_engine
+from services.teacher.teaching import Teaching
 from tests.refusals import CASES, CASES_AFTER_CLOSE, FREED, LIMITS, Case
 from tests.toy import HIDDEN, OUTPUTS, WatchedTeacher
 from tests.toy_frames import (
@@ -32,14 +35,15 @@ from tests.toy_frames import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
 
 EVERY_KIND = tuple(ObservationKind)
 
 
 @pytest.fixture(scope="module")
-def headless_engine(headless_teacher: Teacher) -> Iterator[Engine]:
-    engine = Engine(headless_teacher, queue=FifoQueue(64), max_retained_bytes=1 << 30)
+def headless_engine(headless_teacher: Teacher, service_config: ServiceConfig) -> Iterator[Engine]:
+    engine = build_engine(headless_teacher, service_config)
     engine.start()
     yield engine
     engine.stop()
@@ -146,11 +150,19 @@ def test_messages_and_codecs_may_come_in_half_precision(desk: Desk, dtype: torch
 
 
 @pytest.mark.parametrize(
-    "data_type", [tensors.DATA_TYPE_FLOAT32, tensors.DATA_TYPE_FLOAT16, tensors.DATA_TYPE_BFLOAT16]
+    "data_type",
+    [
+        tensors.DATA_TYPE_FLOAT32,
+        tensors.DATA_TYPE_FLOAT16,
+        tensors.DATA_TYPE_BFLOAT16,
+        tensors.DATA_TYPE_INT8_BLOCKS,
+    ],
 )
-def test_answers_have_the_agreed_type_and_codec_gradients_are_float32(engine: Engine, data_type: Any) -> None:
+def test_answers_have_the_agreed_types(engine: Engine, data_type: Any) -> None:
     with Desk(engine) as desk:
-        desk.say(opening(wire_data_type=data_type), set_codec())
+        (opened,) = desk.say(opening(compression=pb.Compression(reply=data_type)), set_codec())
+        assert opened.opened.compression.reply == data_type
+        assert opened.opened.compression.gradient == tensors.DATA_TYPE_FLOAT32
         observed = desk.ask(observe(2, (ObservationKind.LOWER_STATE,))).observation.values
         assert {value.name: value.tensor.data_type for value in observed} == {
             "lower_state": data_type,
@@ -158,8 +170,13 @@ def test_answers_have_the_agreed_type_and_codec_gradients_are_float32(engine: En
         }
         assert desk.ask(exchange(1)).reply.reply.data_type == data_type
         gradients = desk.ask(backward(1)).gradients
-    assert gradients.message.data_type == data_type
-    assert {each.tensor.data_type for each in gradients.codec} == {tensors.DATA_TYPE_FLOAT32}
+    assert gradients.message.data_type == tensors.DATA_TYPE_FLOAT32
+    with Desk(engine) as desk:
+        desk.say(opening(compression=pb.Compression(gradient=data_type)), set_codec())
+        assert desk.ask(exchange(1)).reply.reply.data_type == tensors.DATA_TYPE_FLOAT32
+        gradients = desk.ask(backward(1)).gradients
+    types = {gradients.message.data_type, *(each.tensor.data_type for each in gradients.codec)}
+    assert types == {data_type}
 
 
 def test_a_repeated_turn_gets_the_same_bytes(desk: Desk) -> None:
@@ -229,16 +246,6 @@ def test_turns_beyond_the_limit_are_overloaded_and_may_come_again(engine: Engine
         assert desk.ask(exchange(3)).reply.turn == 3
 
 
-def test_a_full_queue_is_overloaded(tiny_teacher: Teacher) -> None:
-    engine = Engine(tiny_teacher, queue=FifoQueue(0), max_retained_bytes=0)
-    with Desk(engine) as desk:
-        desk.say(opening(), set_codec())
-        failed = desk.ask(exchange(4)).failed
-        assert (failed.turn, failed.reason, failed.retry_after_ms) == (4, pb.REASON_OVERLOADED, 100)
-        assert failed.status_code == Status.RESOURCE_EXHAUSTED
-        assert desk.ask(backward(4)).failed.reason == pb.REASON_TURN_UNKNOWN
-
-
 @pytest.mark.parametrize("broken", ["prepare", "upper"])
 def test_a_defect_is_reported_without_its_reason(
     tiny_teacher: Teacher, broken: str, caplog: pytest.LogCaptureFixture
@@ -248,7 +255,7 @@ def test_a_defect_is_reported_without_its_reason(
             raise RuntimeError("a secret of the operator")
 
     teacher = WatchedTeacher(tiny_teacher)
-    engine = Engine(teacher, queue=FifoQueue(8), max_retained_bytes=0)
+    engine = Engine(Teaching(teacher, None), queue=FifoQueue(8), graphs=GraphStore(0))
     engine.start()
     with Desk(engine) as desk, caplog.at_level(logging.ERROR):
         desk.say(opening(), set_codec())

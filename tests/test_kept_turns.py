@@ -5,15 +5,23 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
+from preceptor.terms import ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.engine import Engine, FifoQueue
+from services.teacher.errors import Status
+from services.teacher.graphs import GraphStore
+from services.teacher.teaching import Teaching
 from services.teacher.turns import KeptTurn, TurnShelf
 from tests.toy import WatchedTeacher
 from tests.toy_frames import (
     Desk,
+    OtherDesk,
     backward,
     codec_state,
     exchange,
+    ids,
     message,
     observe,
     opening,
@@ -22,6 +30,7 @@ from tests.toy_frames import (
 from tests.toy_server import GatedQueue
 
 if TYPE_CHECKING:
+    from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
     from services.teacher.work import Turn
 
@@ -82,9 +91,12 @@ def test_turns_dropped_before_they_were_computed_leave_no_graph(engine: Engine) 
     with _open(engine, max_retained_turns=2) as desk:
         answers = desk.say(*(exchange(turn, message(seed=turn)) for turn in range(1, 6)))
         assert [answer.reply.turn for answer in answers] == [1, 2, 3, 4, 5]
-        assert len(engine.graphs) == 2
+        kept = {number: desk.conversation._turns.find(number) for number in range(1, 6)}
+        assert [number for number, turn in kept.items() if turn is not None] == [4, 5]
+        assert all(turn is None or engine.graphs.find(turn.turn) for turn in kept.values())
+        assert len(engine.graphs._passes) == 2
         desk.conversation.give_up()
-    assert len(engine.graphs) == 0
+    assert (len(engine.graphs), engine.graphs.num_bytes) == (0, 0)
 
 
 def test_gradients_keep_the_codec_of_their_turn(engine: Engine) -> None:
@@ -115,9 +127,10 @@ def test_giving_up_drops_every_graph(engine: Engine) -> None:
         assert engine.graphs.num_bytes == 0
 
 
-def test_giving_up_cancels_what_waits(tiny_teacher: Teacher) -> None:
-    queue = GatedQueue(4)
-    engine = Engine(tiny_teacher, queue=queue, max_retained_bytes=1 << 30)
+def test_giving_up_cancels_what_waits(tiny_teacher: Teacher, service_config: ServiceConfig) -> None:
+    graphs = GraphStore(1 << 30)
+    queue = GatedQueue(tiny_teacher, graphs, service_config)
+    engine = Engine(Teaching(tiny_teacher, None), queue=queue, graphs=graphs)
     engine.start()
     with _open(engine) as desk:
         queue.gate.clear()
@@ -135,7 +148,8 @@ def test_a_turn_in_computation_while_its_student_goes_leaves_no_graph(tiny_teach
             assert released.wait(30)
 
     teacher = WatchedTeacher(tiny_teacher)
-    engine = Engine(teacher, queue=FifoQueue(4), max_retained_bytes=1 << 30)
+    graphs = GraphStore(1 << 30)
+    engine = Engine(Teaching(teacher, None), queue=FifoQueue(4), graphs=graphs)
     engine.start()
     with _open(engine) as desk:
         teacher.watch = watch
@@ -148,3 +162,53 @@ def test_a_turn_in_computation_while_its_student_goes_leaves_no_graph(tiny_teach
         assert desk.say(exchange(1), exchange(2), then=leave) == []
         assert len(engine.graphs) == 0
     engine.stop()
+
+
+def _read_rows(answers: list[pb.ConverseResponse]) -> list[int]:
+    receipts = [getattr(answer, answer.WhichOneof("frame") or "").receipt for answer in answers]
+    return [receipt.num_cached_rows for receipt in receipts]
+
+
+@pytest.mark.parametrize("reading", [Reading.BESIDE, Reading.ADD])
+def test_an_input_that_was_read_ahead_costs_nothing_later(engine: Engine, reading: Reading) -> None:
+    inputs = {"ids": ids()}
+    with Desk(engine) as desk:
+        desk.say(opening(reading=reading), set_codec())
+        ahead = desk.ask(observe(1, (ObservationKind.LOGITS,), inputs=inputs, ahead=True)).observation
+        assert (len(ahead.values), ahead.receipt.num_cached_rows) == (0, 0)
+        later = (exchange(2, inputs=inputs), observe(3, (ObservationKind.LOGITS,), inputs=inputs))
+        assert _read_rows([desk.ask(frame) for frame in later]) == [2, 2]
+        assert desk.ask(backward(1)).failed.reason == pb.REASON_FIELD_INVALID  # it wants no gradient
+        assert engine.graphs.num_bytes > 0
+    with OtherDesk(engine) as other:  # of another tenant
+        other.say(opening(reading=reading), set_codec())
+        assert _read_rows([other.ask(exchange(1, inputs=inputs))]) == [0]
+
+
+def test_conversations_of_one_tenant_share_what_was_read(engine: Engine) -> None:
+    found = []
+    for make in (Desk, OtherDesk):
+        with make(engine) as desk:
+            desk.say(opening(reading=Reading.ADD, tenant="team"), set_codec())
+            found += _read_rows([desk.ask(exchange(1, inputs={"ids": ids()}))])
+    assert found == [0, 2]
+
+
+def test_a_message_that_replaces_reads_no_lower_states_ahead(engine: Engine) -> None:
+    with Desk(engine) as desk:
+        desk.say(opening(), set_codec())
+        desk.ask(observe(1, (ObservationKind.LOGITS,), ahead=True))
+        found = [desk.ask(observe(2 + n, (kind,))) for n, kind in enumerate(ObservationKind)]
+    cached = dict(zip(ObservationKind, _read_rows(found), strict=True))
+    assert cached[ObservationKind.LOWER_MESSAGE] == 0
+    assert cached[ObservationKind.LOGITS] == 2
+
+
+def test_a_turn_that_found_no_room_is_not_kept(tiny_teacher: Teacher) -> None:
+    engine = Engine(Teaching(tiny_teacher, None), queue=FifoQueue(0), graphs=GraphStore(0))
+    with Desk(engine) as desk:
+        desk.say(opening(), set_codec())
+        failed = desk.ask(exchange(4)).failed
+        assert (failed.turn, failed.reason, failed.retry_after_ms) == (4, pb.REASON_OVERLOADED, 100)
+        assert failed.status_code == Status.RESOURCE_EXHAUSTED
+        assert desk.ask(backward(4)).failed.reason == pb.REASON_TURN_UNKNOWN

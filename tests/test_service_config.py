@@ -44,6 +44,8 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert isinstance(config.model, ModuleConfig)
     assert config.model.weights == tmp_path / "ranker.safetensors"
     assert config.python_path == (tmp_path / "code", Path("/elsewhere"))
+    assert config.cache.folder is None
+    assert _load(tmp_path, "cache: {folder: kept}").cache.folder == tmp_path / "kept"
     config = _load(tmp_path, "model: {family: decoder, path: llama, gguf_file: q8.gguf}")
     assert config.model == DecoderConfig(path=str(tmp_path / "llama"), gguf_file="q8.gguf")
 
@@ -54,13 +56,28 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"prot": 1}, "prot"),
         ({"name": ""}, "name"),
         ({"port": 0}, "port"),
-        ({"port": 65535, "num_replicas": 2}, "port: got 65535 for 2 replicas, expected none above 65535"),
+        ({"port": 65535}, "port: got 65535 for a directory and 1 replicas, expected none above 65535"),
+        ({"port": 65533, "num_replicas": 3}, "port: got 65533 for a directory and 3 replicas, expected none"),
         ({"host": ""}, "got '', expected a host name or an IP address"),
         ({"host": "http://here"}, "got 'http://here', expected a host name"),
         ({"split_layer": -1}, "split_layer"),
         ({"dtype": "int8"}, "dtype"),
         ({"limits": {"max_frame_bytes": 10}}, "max_frame_bytes"),
         ({"limits": {"max_rows": 10}}, "max_rows"),
+        ({"limits": {"credit_bytes": 100}}, "credit_bytes"),
+        (
+            {"limits": {"max_frame_bytes": 2**20, "credit_bytes": 2**21 - 1}},
+            "credit_bytes: got 2097151, expected at least twice max_frame_bytes, 2097152",
+        ),
+        ({"engine": {"tenant_weights": {"a": 1.0, "b": 0.0}}}, "b: got 0.0, expected a positive number"),
+        ({"engine": {"tenant_weights": {"a": -1.0}}}, "a: got -1.0, expected a positive number"),
+        ({"engine": {"tenant_weights": {"a": float("nan")}}}, "a: got nan, expected a positive number"),
+        ({"engine": {"tenant_weights": {"a": "much"}}}, "tenant_weights.a"),
+        ({"engine": {"max_batch_tokens": 0}}, "max_batch_tokens"),
+        ({"engine": {"max_wait_ms": -1}}, "max_wait_ms"),
+        ({"engine": {"max_queued_turns": 8}}, "max_queued_turns"),
+        ({"cache": {"max_bytes": -1}}, "max_bytes"),
+        ({"cache": {"max_disk_bytes": 10}}, "max_disk_bytes"),
         ({"model": {"family": "oracle"}}, "oracle"),
         ({"model": {"family": "encoder", "gguf_file": "x"}}, "gguf_file"),
         ({"model": {**MODULE, "inputs": {"item": "int64[*]"}}}, "inputs.item: got integers without a bound"),
@@ -81,6 +98,19 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
         ServiceConfig.load(tmp_path / "nothing.yaml")
 
 
+def test_how_turns_share_the_teacher_is_read_from_the_file(tmp_path: Path) -> None:
+    config = _load(
+        tmp_path,
+        "engine: {max_batch_tokens: 64, max_retained_bytes: 0, tenant_weights: {rich: 3}}\n"
+        "cache: {max_bytes: 0, shared: true}\n"
+        "limits: {credit_bytes: 8192, max_frame_bytes: 4096, max_queued_tokens: 100}\n",
+    )
+    assert config.engine.tenant_weights == {"rich": 3.0}
+    assert (config.engine.max_batch_tokens, config.engine.max_retained_bytes) == (64, 0)
+    assert (config.cache.max_bytes, config.cache.shared) == (0, True)
+    assert (config.limits.credit_bytes, config.limits.max_queued_tokens) == (8192, 100)
+
+
 def test_a_config_can_not_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         ServiceConfig().port = 1  # type: ignore[misc]
@@ -88,9 +118,8 @@ def test_a_config_can_not_be_changed() -> None:
 
 def test_rays_environment_follows_the_config() -> None:
     limits = LimitsConfig(max_frame_bytes=1 << 20)
-    environment = serve_environment(ServiceConfig(port=40000, num_replicas=3, limits=limits, drain_s=2.5))
-    assert int(environment[MIN_PORT_VARIABLE]) == 40000
-    assert int(environment[MAX_PORT_VARIABLE]) >= 40002
+    environment = serve_environment(ServiceConfig(port=40000, num_replicas=3, limits=limits))
+    assert int(environment[MIN_PORT_VARIABLE]) == 40001  # 40000 is the directory's
+    assert int(environment[MAX_PORT_VARIABLE]) > 40003
     assert int(environment["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) > 1 << 20
-    assert "2.5" in environment.values()
     assert all(isinstance(value, str) for value in environment.values())

@@ -29,6 +29,7 @@ __all__ = [
     "MESSAGE_LEN",
     "SPEC",
     "Desk",
+    "OtherDesk",
     "backward",
     "close",
     "codec_state",
@@ -119,6 +120,7 @@ def observe(
     mask: Tensor | None = None,
     codec_version: int = 1,
     wants_gradient: bool = True,
+    ahead: bool = False,
 ) -> pb.ConverseRequest:
     numbers: Any = [
         OBSERVATION_KIND_NUMBERS[kind] if isinstance(kind, ObservationKind) else kind for kind in kinds
@@ -131,6 +133,7 @@ def observe(
             kinds=numbers,
             mask=_encoded(mask),
             wants_gradient=wants_gradient,
+            ahead=ahead,
         )
     )
 
@@ -150,11 +153,13 @@ def close() -> pb.ConverseRequest:
 class Desk:
     """A conversation without gRPC: frames in, answers out."""
 
+    name = "desk"
+
     def __init__(self, engine: Engine, **limits: int) -> None:
         self._runner = asyncio.Runner()
         self._answers: list[pb.ConverseResponse] = []
         self.conversation = Conversation(
-            "desk",
+            self.name,
             engine=engine,
             limits=LimitsConfig(**limits),
             default_split_layer=1,
@@ -187,3 +192,9 @@ class Desk:
         """Hands one frame in and returns its only answer."""
         (answer,) = self.say(frame)
         return answer
+
+
+class OtherDesk(Desk):
+    """Another conversation of the same engine."""
+
+    name = "other desk"

@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherServiceServicer_to_server
-from services.teacher.engine import Engine, FifoQueue, Work
+from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
+from services.teacher.graphs import GraphStore
+from services.teacher.observations import ObservationCache
+from services.teacher.scheduling import FairQueue
 from services.teacher.servicer import TeacherServicer
+from services.teacher.teaching import Teaching, batch_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
+    from services.teacher.work import Work
 
 __all__ = ["GatedQueue", "RawStudent", "ToyServer"]
 
@@ -34,11 +40,19 @@ _FRAME_OVERHEAD_BYTES = 64 << 10
 ResultT = TypeVar("ResultT")
 
 
-class GatedQueue(FifoQueue):
+class GatedQueue(FairQueue):
     """Hands work out only while its gate is open, and lets a test wait for work to come in."""
 
-    def __init__(self, max_queued: int) -> None:
-        super().__init__(max_queued)
+    def __init__(self, teacher: Teacher, graphs: GraphStore, config: ServiceConfig) -> None:
+        super().__init__(
+            graphs,
+            key_of=batch_key(teacher),
+            max_batch_tokens=config.engine.max_batch_tokens,
+            max_queued_tokens=config.limits.max_queued_tokens,
+            max_wait_s=config.engine.max_wait_ms / 1000.0,
+            weights=config.engine.tenant_weights,
+            clock=time.perf_counter,
+        )
         self.gate = threading.Event()
         self.gate.set()
         self._arrived = threading.Semaphore(0)
@@ -94,10 +108,10 @@ class ToyServer:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.queue = GatedQueue(self.config.limits.max_queued_turns)
-        self.engine = Engine(
-            self.teacher, queue=self.queue, max_retained_bytes=self.config.limits.max_retained_bytes
-        )
+        graphs = GraphStore(self.config.engine.max_retained_bytes)
+        self.queue = GatedQueue(self.teacher, graphs, self.config)
+        cache = ObservationCache(self.config.cache.max_bytes)
+        self.engine = Engine(Teaching(self.teacher, cache), queue=self.queue, graphs=graphs)
         self.engine.start()
         self.servicer = TeacherServicer(self.engine, self.config)
         self.call(self._start())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preceptor import wire
+from preceptor.compression import WireType, encode, encode_named
 from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1 import tensor_pb2 as tensors
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.errors import LimitError
 from services.teacher.work import ExchangeTurn
@@ -13,49 +14,54 @@ from services.teacher.work import ExchangeTurn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
+    from torch import Tensor
 
-    from preceptor.v1 import tensor_pb2 as tensors
+    from preceptor.compression import Compression
+    from services.teacher.agreement import Agreement
     from services.teacher.config import LimitsConfig
     from services.teacher.families.base import TeacherFacts
     from services.teacher.turns import KeptTurn
-    from services.teacher.work import ForwardResult, GradientsResult, Turn
+    from services.teacher.work import Cost, ForwardResult, GradientsResult, Turn
 
 __all__ = ["forward", "gradients", "opened"]
 
+_RANK_OF_STATES = 3
+
 
 def opened(
-    conversation_id: str,
-    facts: TeacherFacts,
-    limits: LimitsConfig,
-    split_layer: int,
-    default_split_layer: int,
+    agreement: Agreement, facts: TeacherFacts, limits: LimitsConfig, default_split_layer: int
 ) -> pb.ConverseResponse:
     """Answers Open."""
     return pb.ConverseResponse(
         opened=pb.Opened(
-            conversation_id=conversation_id,
+            conversation_id=agreement.speaker.conversation,
             teacher=describe_teacher(facts, default_split_layer),
             limits=describe_limits(limits),
-            split_layer=split_layer,
+            split_layer=agreement.split_layer,
+            compression=agreement.compression.to_proto(),
+            credit_bytes=limits.credit_bytes,
         )
     )
 
 
 def forward(
-    number: int, kept: KeptTurn, result: ForwardResult, dtype: torch.dtype, max_frame_bytes: int
+    number: int, kept: KeptTurn, result: ForwardResult, compression: Compression, max_frame_bytes: int
 ) -> pb.ConverseResponse:
     """Answers Exchange with Reply, Observe with Observation.
 
     Raises:
         LimitError: the answer does not fit a frame.
     """
-    receipt = _receipt(kept.turn, result.queue_ms, result.compute_ms, kept.num_bytes)
+    receipt = _receipt(kept.turn, result.cost, kept.num_bytes)
+    wire_type = compression.reply
     if isinstance(kept.turn, ExchangeTurn):
-        reply = wire.encode(result.values["reply"], dtype)
+        reply = encode(result.values["reply"], wire_type)
         answer = pb.ConverseResponse(reply=pb.Reply(turn=number, reply=reply, receipt=receipt))
     else:
-        values = wire.encode_named(result.values, dtype)
+        values = [
+            tensors.NamedTensor(name=name, tensor=encode(value, _observation_type(value, wire_type)))
+            for name, value in result.values.items()
+        ]
         answer = pb.ConverseResponse(observation=pb.Observation(turn=number, values=values, receipt=receipt))
     if answer.ByteSize() > max_frame_bytes:
         raise LimitError(
@@ -65,22 +71,27 @@ def forward(
     return answer
 
 
+def _observation_type(value: Tensor, wire_type: WireType) -> WireType:
+    """Spares int8 the values that are narrow and told apart by little: logits, pooled states, distances."""
+    return WireType.FLOAT32 if wire_type is WireType.INT8 and value.ndim < _RANK_OF_STATES else wire_type
+
+
 def gradients(
     number: int,
     turn: Turn,
     result: GradientsResult,
     request_bytes: int,
-    dtype: torch.dtype,
+    compression: Compression,
     max_frame_bytes: int,
 ) -> Iterator[pb.ConverseResponse]:
-    """Answers Backward, in as many parts as the frame size asks for; codec gradients stay float32."""
-    source = pb.GRAPH_SOURCE_RETAINED if result.retained else pb.GRAPH_SOURCE_RECOMPUTED
-    receipt = _receipt(turn, result.queue_ms, result.compute_ms, request_bytes)
-    receipt.graph_source = source
-    message = None if result.message is None else wire.encode(result.message, dtype)
+    """Answers Backward, in as many parts as the frame size asks for."""
+    receipt = _receipt(turn, result.cost, request_bytes)
+    receipt.graph_source = pb.GRAPH_SOURCE_RETAINED if result.retained else pb.GRAPH_SOURCE_RECOMPUTED
+    wire_type = compression.gradient
+    message = None if result.message is None else encode(result.message, wire_type)
     num_bytes = 0 if message is None else message.ByteSize()
     part = pb.Gradients(turn=number, message=message)
-    for tensor in wire.encode_named(result.codec):
+    for tensor in encode_named(result.codec, wire_type):
         if num_bytes + tensor.ByteSize() > max_frame_bytes // 2 and num_bytes:
             yield pb.ConverseResponse(gradients=part)
             part, num_bytes = pb.Gradients(turn=number), 0
@@ -95,12 +106,14 @@ def _append(part: pb.Gradients, tensor: tensors.NamedTensor) -> int:
     return tensor.ByteSize()
 
 
-def _receipt(turn: Turn, queue_ms: float, compute_ms: float, request_bytes: int) -> pb.Receipt:
+def _receipt(turn: Turn, cost: Cost, request_bytes: int) -> pb.Receipt:
     return pb.Receipt(
-        queue_ms=queue_ms,
-        compute_ms=compute_ms,
+        queue_ms=cost.queue_ms,
+        compute_ms=cost.compute_ms,
         tokens=turn.num_tokens,
         request_bytes=request_bytes,
-        num_conversations=1,
+        num_conversations=cost.num_conversations,
+        num_tenants=cost.num_tenants,
+        num_cached_rows=cost.num_cached_rows,
         codec_version=turn.codec_version,
     )

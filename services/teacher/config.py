@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from preceptor.settings import read_fields
 
-__all__ = ["DecoderConfig", "EncoderConfig", "LimitsConfig", "ModelConfig", "ModuleConfig", "ServiceConfig"]
+__all__ = [
+    "CacheConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "EngineConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "ModuleConfig",
+    "ServiceConfig",
+]
 
 
 _MAX_PORT = 65535
@@ -95,10 +104,67 @@ class LimitsConfig(_Config):
     max_kept_bytes: int = Field(
         default=256 * 2**20, ge=0, description="Bytes of turns and codecs kept, a conversation."
     )
-    max_retained_bytes: int = Field(default=2 * 2**30, ge=0, description="Bytes of graphs kept, a replica.")
     max_codec_parameters: int = Field(default=64 * 10**6, ge=1, description="Parameters of a codec.")
-    max_queued_turns: int = Field(default=1024, ge=1, description="Turns waiting for the teacher, a replica.")
+    max_queued_tokens: int = Field(
+        default=2**20,
+        ge=1,
+        description="Positions waiting for the teacher, a replica; past it: come back later.",
+    )
+    credit_bytes: int = Field(
+        default=64 * 2**20, ge=8192, description="Bytes a student may send before they are answered."
+    )
     max_conversations: int = Field(default=256, ge=1, description="Conversations, a replica.")
+
+    @model_validator(mode="after")
+    def _check_credit(self) -> Self:
+        # Three quarters of it are with a student whose frames are all answered (see `credit`).
+        if self.credit_bytes < 2 * self.max_frame_bytes:
+            raise ValueError(
+                f"credit_bytes: got {self.credit_bytes}, expected at least twice max_frame_bytes, "
+                f"{2 * self.max_frame_bytes}"
+            )
+        return self
+
+
+class EngineConfig(_Config):
+    """How turns of many tenants are computed together."""
+
+    max_batch_tokens: int = Field(
+        default=2048, ge=1, description="Rows x positions of one pass; a larger turn has a pass of its own."
+    )
+    max_wait_ms: float = Field(
+        default=20.0,
+        ge=0,
+        description="How long an idle teacher waits at most for others that are about to ask; it learns how "
+        "long that is worth.",
+    )
+    max_retained_bytes: int = Field(default=2 * 2**30, ge=0, description="Bytes of graphs kept, a replica.")
+    compile_backend: str | None = Field(
+        default=None, description="torch.compile's backend for the layers, for example inductor; null: none."
+    )
+    tenant_weights: dict[str, float] = Field(
+        default_factory=dict, description="Shares of service by tenant; 1 for those not named."
+    )
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _check_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        for tenant, weight in weights.items():
+            if not weight > 0:
+                raise ValueError(f"{tenant}: got {weight}, expected a positive number")
+        return weights
+
+
+class CacheConfig(_Config):
+    """What is kept of the teacher's own reading of inputs."""
+
+    max_bytes: int = Field(default=2**30, ge=0, description="Bytes in memory, a replica; 0: nothing is kept.")
+    folder: Path | None = Field(default=None, description="Also kept on disk, in this folder; null: not.")
+    max_disk_bytes: int = Field(default=16 * 2**30, ge=2**20, description="Bytes on disk, a replica.")
+    shared: bool = Field(
+        default=False,
+        description="Whether tenants share what is kept; the time of an answer then tells of others' inputs.",
+    )
 
 
 class ServiceConfig(_Config):
@@ -111,7 +177,10 @@ class ServiceConfig(_Config):
     )
     host: str = Field(default="127.0.0.1", description="The address to listen on.")
     port: int = Field(
-        default=41500, ge=1, le=_MAX_PORT, description="First port; replica i of a node takes port + i."
+        default=41500,
+        ge=1,
+        le=_MAX_PORT,
+        description="The directory's port; replicas of a node take those after it.",
     )
     num_replicas: int = Field(default=1, ge=1, le=64, description="Replicas of the teacher.")
     num_gpus: float = Field(default=0, ge=0, description="GPUs a replica; with one it computes in bfloat16.")
@@ -125,6 +194,8 @@ class ServiceConfig(_Config):
     num_threads: int = Field(default=1, ge=1, description="Torch threads a replica on CPU.")
     python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="What the service accepts.")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="How turns share the teacher.")
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="What is kept of inputs.")
 
     @field_validator("host")
     @classmethod
@@ -135,9 +206,10 @@ class ServiceConfig(_Config):
 
     @model_validator(mode="after")
     def _check_ports(self) -> Self:
-        if self.port + self.num_replicas - 1 > _MAX_PORT:
+        if self.port + self.num_replicas > _MAX_PORT:
             raise ValueError(
-                f"port: got {self.port} for {self.num_replicas} replicas, expected none above {_MAX_PORT}"
+                f"port: got {self.port} for a directory and {self.num_replicas} replicas, expected none "
+                f"above {_MAX_PORT}"
             )
         return self
 
@@ -159,4 +231,7 @@ class ServiceConfig(_Config):
         elif not model.path.startswith("package:"):
             model = model.model_copy(update={"path": str(folder / model.path)})
         python_path = tuple(folder / entry for entry in self.python_path)
-        return self.model_copy(update={"model": model, "python_path": python_path})
+        cache = self.cache
+        if cache.folder is not None:
+            cache = cache.model_copy(update={"folder": folder / cache.folder})
+        return self.model_copy(update={"model": model, "python_path": python_path, "cache": cache})

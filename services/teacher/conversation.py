@@ -13,11 +13,12 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
+from preceptor.compression import Compression
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import answers, checks
+from services.teacher.agreement import agree, build_codec
 from services.teacher.codecs import CodecShelf
+from services.teacher.credit import CreditLine
 from services.teacher.errors import (
     FieldError,
     OverloadedError,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from services.teacher.checks import Agreement
+    from services.teacher.agreement import Agreement
     from services.teacher.config import LimitsConfig
     from services.teacher.engine import Engine
     from services.teacher.work import ForwardResult, GradientsResult, Turn
@@ -56,7 +57,7 @@ class Conversation:
         send: takes the answers, on the event loop.
 
     Attributes:
-        closed: whether the student sent Close.
+        closed: whether the student sent Close, or was cut off.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Conversation:
         self._default_split_layer = default_split_layer
         self._send = send
         self._agreement: Agreement | None = None
-        self._wire_dtype = torch.float32
+        self._compression = Compression()
+        self._credit = CreditLine(limits.credit_bytes)
         self._codecs = CodecShelf(max_bytes=8 * limits.max_codec_parameters)
-        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.graphs.take)
+        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.forget)
         self._pending: set[Future[ForwardResult] | Future[GradientsResult]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,10 +90,25 @@ class Conversation:
         kind = frame.WhichOneof("frame")
         content = getattr(frame, kind) if kind else None
         version = content.version if isinstance(content, pb.SetCodec) else 0
+        cost = 0 if isinstance(content, pb.Open | pb.Close) else frame.ByteSize()
+        if not self._credit.spend(cost):
+            self.closed = True
+            self._fail(
+                ProtocolError(f"credit: got a frame of {cost} bytes, expected one that it covers"), turn=0
+            )
+            return
         try:
-            self._receive(content)
+            is_awaited = self._receive(content, cost)
         except Exception as error:  # noqa: BLE001 - whatever one frame does, the conversation goes on
             self._fail(error, turn=getattr(content, "turn", 0), codec_version=version)
+            is_awaited = False
+        if not is_awaited:
+            self._give_back(cost)
+
+    def _give_back(self, cost: int) -> None:
+        granted = self._credit.give_back(cost)
+        if granted:
+            self._send(pb.ConverseResponse(credit=pb.Credit(bytes=granted)))
 
     async def settle(self) -> None:
         """Waits until every turn is answered."""
@@ -103,21 +120,26 @@ class Conversation:
         for future in list(self._pending):
             future.cancel()
         self._turns.clear()
+        self._engine.gone(self.conversation_id)
 
-    def _receive(self, content: object) -> None:
+    def _receive(self, content: object, cost: int) -> bool:
+        """Takes a frame's content; returns whether its answer comes later."""
         match content:
             case pb.Open():
                 self._open(content)
             case pb.SetCodec():
                 self._set_codec(content)
             case pb.Exchange() | pb.Observe():
-                self._forward(content)
+                self._forward(content, cost)
+                return True
             case pb.Backward():
-                self._backward(content)
+                self._backward(content, cost)
+                return True
             case pb.Close():
                 self.closed = True
             case _:
                 raise ProtocolError("frame: got none that is known, expected one of ConverseRequest's")
+        return False
 
     def _agreed(self) -> Agreement:
         if self._agreement is None:
@@ -129,26 +151,19 @@ class Conversation:
     def _open(self, frame: pb.Open) -> None:
         if self._agreement is not None:
             raise ProtocolError("open: got a second one, expected one a conversation")
-        agreement = checks.agree(frame, self._engine.teacher, self._limits, self._default_split_layer)
-        self._agreement, self._wire_dtype = agreement, agreement.wire_dtype
-        self._send(
-            answers.opened(
-                self.conversation_id,
-                self._engine.teacher.facts,
-                self._limits,
-                agreement.split_layer,
-                self._default_split_layer,
-            )
-        )
+        teacher, default = self._engine.teacher, self._default_split_layer
+        self._agreement = agree(frame, self.conversation_id, teacher, self._limits, default)
+        self._compression = self._agreement.compression
+        self._send(answers.opened(self._agreement, teacher.facts, self._limits, default))
 
     def _set_codec(self, frame: pb.SetCodec) -> None:
         agreement = self._agreed()
         parts = self._codecs.add_part(frame)
         if parts is not None:
-            codec = checks.build_codec(parts, agreement, self._engine.teacher)
+            codec = build_codec(parts, agreement, self._engine.teacher)
             self._codecs.put(frame.version, codec, parts)
 
-    def _forward(self, frame: pb.Exchange | pb.Observe) -> None:
+    def _forward(self, frame: pb.Exchange | pb.Observe, cost: int) -> None:
         agreement = self._agreed()
         if frame.turn == 0:
             raise FieldError("turn: got 0, expected a positive number")
@@ -164,18 +179,18 @@ class Conversation:
         number, answered = frame.turn, kept
         future = self._engine.forward(kept.turn)
         self._turns.put(number, kept)
-        self._await(number, future, lambda result: self._answer_forward(number, answered, result))
+        self._await(number, future, lambda result: self._answer_forward(number, answered, result), cost)
 
     def _check(self, frame: pb.Exchange | pb.Observe, agreement: Agreement) -> Turn:
         teacher, limits = self._engine.teacher, self._limits
         if isinstance(frame, pb.Exchange):
             codec = self._codecs.get(frame.codec_version)
             return checks.check_exchange(frame, codec, agreement, teacher, limits)
-        needs_codec = any(kind.needs_codec for kind in checks.requested_kinds(frame))
+        needs_codec = not frame.ahead and any(kind.needs_codec for kind in checks.requested_kinds(frame))
         codec_or_none = self._codecs.get(frame.codec_version) if needs_codec else None
         return checks.check_observe(frame, codec_or_none, agreement, teacher, limits)
 
-    def _backward(self, frame: pb.Backward) -> None:
+    def _backward(self, frame: pb.Backward, cost: int) -> None:
         self._agreed()
         kept = self._turns.find(frame.turn)
         if kept is None or kept.shapes is None:
@@ -184,16 +199,18 @@ class Conversation:
             )
         gradients = checks.check_backward(frame, kept.turn, kept.shapes)
         self._check_room()
-        number, turn, num_bytes = frame.turn, kept.turn, frame.ByteSize()
+        number, turn = frame.turn, kept.turn
         future = self._engine.backward(turn, gradients)
-        self._await(number, future, lambda result: self._answer_backward(number, turn, result, num_bytes))
+        self._await(number, future, lambda result: self._answer_backward(number, turn, result, cost), cost)
 
     def _check_room(self) -> None:
         limit = self._limits.max_turns_in_flight
         if len(self._pending) >= limit:
             raise OverloadedError(f"turns in flight: got one more, expected at most {limit}", 0.05)
 
-    def _await(self, number: int, future: Future[ResultT], answer: Callable[[ResultT], None]) -> None:
+    def _await(
+        self, number: int, future: Future[ResultT], answer: Callable[[ResultT], None], cost: int
+    ) -> None:
         """Has a turn answered on the event loop once it is computed."""
         loop = asyncio.get_running_loop()
         self._pending.add(future)  # type: ignore[arg-type]
@@ -205,6 +222,7 @@ class Conversation:
                     answer(future.result())
             except Exception as error:  # noqa: BLE001 - whatever one turn does, the conversation goes on
                 self._fail(error, turn=number)
+            self._give_back(cost)
             self._pending.discard(future)
             if not self._pending:
                 self._idle.set()
@@ -217,16 +235,16 @@ class Conversation:
 
     def _answer_forward(self, number: int, kept: KeptTurn, result: ForwardResult) -> None:
         if self._turns.find(number) is not kept:  # dropped before it was computed: no gradients can come
-            self._engine.graphs.take(kept.turn)
+            self._engine.forget(kept.turn)
         if self._gone:
             return
         kept.shapes = {name: value.shape for name, value in result.values.items()}
-        self._send(answers.forward(number, kept, result, self._wire_dtype, self._limits.max_frame_bytes))
+        compression, limit = self._compression, self._limits.max_frame_bytes
+        self._send(answers.forward(number, kept, result, compression, limit))
 
     def _answer_backward(self, number: int, turn: Turn, result: GradientsResult, num_bytes: int) -> None:
-        for answer in answers.gradients(
-            number, turn, result, num_bytes, self._wire_dtype, self._limits.max_frame_bytes
-        ):
+        compression, limit = self._compression, self._limits.max_frame_bytes
+        for answer in answers.gradients(number, turn, result, num_bytes, compression, limit):
             self._send(answer)
 
     def _fail(self, error: Exception, *, turn: int, codec_version: int = 0) -> None:

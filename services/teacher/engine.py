@@ -2,8 +2,8 @@
 
     admit (any thread) -> WorkQueue -> next_batch (compute thread) -> results through futures
 
-The queue decides the order and what is computed together; the engine computes. It imports neither ray nor
-grpc and trusts its callers to have checked what they submit.
+The queue decides the order and what is computed together; the engine computes, each batch in one pass of the
+teacher. It imports neither ray nor grpc and trusts its callers to have checked what they submit.
 """
 
 from __future__ import annotations
@@ -11,50 +11,44 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from services.teacher.errors import OverloadedError
-from services.teacher.graphs import GraphStore, counted_graph_bytes
-from services.teacher.work import ForwardResult, GradientsResult, Graph, Turn, compute_gradients
+from services.teacher.work import (
+    BackwardWork,
+    Cost,
+    ForwardResult,
+    ForwardWork,
+    GradientsResult,
+    Turn,
+    Work,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
 
     from torch import Tensor
 
-    from services.teacher.families.base import Teacher
+    from services.teacher.graphs import GraphStore
+    from services.teacher.passes import Gradients, Pass
+    from services.teacher.teaching import Teaching
 
-__all__ = ["BackwardWork", "Engine", "FifoQueue", "ForwardWork", "Work", "WorkQueue"]
-
-
-@dataclass(eq=False)
-class ForwardWork:
-    """A turn whose outputs are wanted."""
-
-    turn: Turn
-    admitted_s: float
-    future: Future[ForwardResult] = field(default_factory=Future)
+__all__ = ["Engine", "FifoQueue", "WorkQueue"]
 
 
-@dataclass(eq=False)
-class BackwardWork:
-    """A turn whose gradients are wanted, with the gradients of its outputs by name."""
-
-    turn: Turn
-    grad_values: Mapping[str, Tensor]
-    admitted_s: float
-    future: Future[GradientsResult] = field(default_factory=Future)
-
-
-Work = ForwardWork | BackwardWork
+_MESSAGE = ""  # no parameter of a codec has an empty name
 
 
 class WorkQueue(Protocol):
     """Holds admitted work and decides what is computed next."""
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Rows x positions that wait."""
+        ...
 
     def admit(self, work: Work) -> None:
         """Takes work in.
@@ -68,19 +62,32 @@ class WorkQueue(Protocol):
         """Waits for work and returns what is to be computed together, or None once closed and empty."""
         ...
 
+    def finished(self, batch: list[Work], seconds: float) -> None:
+        """Learns what a batch took, and that its turns are answered."""
+        ...
+
+    def gone(self, conversation: str) -> None:
+        """Learns that a conversation is over."""
+        ...
+
     def close(self) -> None:
         """Ends `next_batch` once everything admitted was returned."""
         ...
 
 
 class FifoQueue:
-    """First come, first served, one piece of work at a time."""
+    """First come, first served, one piece of work at a time: what sharing is measured against."""
 
     def __init__(self, max_queued: int) -> None:
         self._max_queued = max_queued
         self._queue: deque[Work] = deque()
         self._changed = threading.Condition()
         self._closed = False
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Rows x positions that wait."""
+        return sum(work.turn.num_tokens for work in list(self._queue))
 
     def admit(self, work: Work) -> None:
         """Appends work; raises OverloadedError when `max_queued` pieces wait."""
@@ -98,6 +105,12 @@ class FifoQueue:
             self._changed.wait_for(lambda: self._queue or self._closed)
             return [self._queue.popleft()] if self._queue else None
 
+    def finished(self, batch: list[Work], seconds: float) -> None:
+        """Has nothing to learn."""
+
+    def gone(self, conversation: str) -> None:
+        """Has nothing to forget."""
+
     def close(self) -> None:
         """Lets `next_batch` return None once the queue is empty."""
         with self._changed:
@@ -106,35 +119,49 @@ class FifoQueue:
 
 
 class Engine:
-    """Computes turns of one frozen teacher on one thread."""
+    """Computes turns of one frozen teacher on one thread.
+
+    Args:
+        teaching: computes batches; has the frozen teacher.
+        queue: decides what is computed together.
+        graphs: keeps passes for their gradients; a `FairQueue` uses the same.
+        clock: seconds, monotonic.
+    """
 
     def __init__(
         self,
-        teacher: Teacher,
+        teaching: Teaching,
         *,
         queue: WorkQueue,
-        max_retained_bytes: int,
+        graphs: GraphStore,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.teacher = teacher
-        self.graphs = GraphStore(max_retained_bytes)
+        self.teacher = teaching.teacher
+        self.graphs = graphs
+        self._teaching = teaching
+        self._transfers = teaching.transfers
         self._queue = queue
         self._clock = clock
         self._thread = threading.Thread(target=self._run, name="teacher-compute", daemon=True)
-        self._teacher_storages = frozenset[int]()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Rows x positions that wait to be computed."""
+        return self._queue.num_queued_tokens
 
     def start(self) -> None:
         """Starts the compute thread."""
-        self._teacher_storages = frozenset(
-            parameter.untyped_storage().data_ptr() for parameter in self.teacher.parameters()
-        )
+        self._transfers.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Computes what was admitted, then ends the compute thread."""
+        """Computes what was admitted, then ends the compute thread and closes the cache."""
         self._queue.close()
         if self._thread.ident is not None:
             self._thread.join()
+            self._transfers.stop()
+        if self._teaching.cache is not None:
+            self._teaching.cache.close()
 
     def forward(self, turn: Turn) -> Future[ForwardResult]:
         """Admits a forward pass.
@@ -152,57 +179,111 @@ class Engine:
         Raises:
             OverloadedError: the queue is full.
         """
-        work = BackwardWork(turn, grad_values, self._clock())
+        work = BackwardWork(turn, self._clock(), grad_values)
         self._queue.admit(work)
         return work.future
+
+    def forget(self, turn: Turn) -> None:
+        """Learns that no gradients of a turn will come."""
+        self.graphs.release(turn)
+
+    def gone(self, conversation: str) -> None:
+        """Learns that a conversation is over."""
+        self._queue.gone(conversation)
 
     def _run(self) -> None:
         # OpenMP counts its threads per thread, and a new thread learns what `torch.set_num_threads` was told
         # only when torch asks, which small operations never do: they would run on all cores.
         torch.get_num_threads()
         while (batch := self._queue.next_batch()) is not None:
-            for work in batch:
-                if not work.future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    if isinstance(work, ForwardWork):
-                        work.future.set_result(self._forward(work))
-                    else:
-                        work.future.set_result(self._backward(work))
-                except Exception as error:  # noqa: BLE001 - handed to whoever waits; the thread must go on
+            works = [work for work in batch if work.future.set_running_or_notify_cancel()]
+            start = self._clock()
+            self._compute(works)
+            self._queue.finished(batch, self._clock() - start)
+
+    def _compute(self, works: Sequence[Work]) -> None:
+        """Computes a batch; if that fails, each piece by itself, so that a failing one fails alone."""
+        forwards = [work for work in works if isinstance(work, ForwardWork)]
+        backwards = [work for work in works if isinstance(work, BackwardWork)]
+        on_their_way: set[Work] = set()  # computed; on CUDA their futures are set a little later
+        try:
+            if forwards:
+                self._forward(forwards)
+                on_their_way.update(forwards)
+            while backwards:
+                # A turn may come twice, with other gradients; each needs a graph of its own.
+                once = {work.turn: work for work in reversed(backwards)}
+                self._backward(list(once.values()))
+                on_their_way.update(once.values())
+                backwards = [work for work in backwards if work is not once[work.turn]]
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits; the thread must go on
+            for work in [work for work in works if work not in on_their_way]:
+                if len(works) == 1:
                     work.future.set_exception(error)
+                else:
+                    self._compute([work])
 
-    def _forward(self, work: ForwardWork) -> ForwardResult:
+    def _forward(self, works: Sequence[ForwardWork]) -> None:
         start = self._clock()
-        graph = self._compute(work.turn)
-        values = {name: value.detach().cpu() for name, value in graph.values.items()}
-        if work.turn.wants_gradient:
-            self.graphs.put(work.turn, graph)
-        return ForwardResult(values, _ms(start - work.admitted_s), _ms(self._clock() - start))
+        keeps_graph = self.graphs.max_bytes > 0 and works[0].turn.wants_gradient
+        passes, num_cached_rows = self._teaching.forward(
+            [work.turn for work in works], with_graph=keeps_graph
+        )
+        if keeps_graph:
+            for each in passes:
+                self.graphs.put(each)
+        pass_of = {turn: each for each in passes for turn in each.turns}
+        values = [pass_of[work.turn].values(work.turn) for work in works]
 
-    def _backward(self, work: BackwardWork) -> GradientsResult:
-        start = self._clock()
-        graph = self.graphs.take(work.turn)
-        retained = graph is not None
-        if graph is None:
-            graph = self._compute(work.turn)
-        grad_message, grad_codec = compute_gradients(graph, work.grad_values)
-        return GradientsResult(
-            None if grad_message is None else grad_message.cpu(),
-            {name: gradient.cpu() for name, gradient in grad_codec.items()},
-            retained,
-            _ms(start - work.admitted_s),
-            _ms(self._clock() - start),
+        def answer(arrived: Sequence[dict[str, Tensor]]) -> None:
+            costs = self._costs(works, start, num_cached_rows)
+            for work, own, cost in zip(works, arrived, costs, strict=True):
+                work.future.set_result(ForwardResult(own, cost))
+
+        self._transfers.deliver(
+            [{name: value.detach() for name, value in own.items()} for own in values], answer
         )
 
-    def _compute(self, turn: Turn) -> Graph:
-        if not turn.wants_gradient:
-            return turn.forward(self.teacher)
-        with counted_graph_bytes(self._teacher_storages) as num_bytes:
-            graph = turn.forward(self.teacher)
-        graph.num_bytes = num_bytes[0]
-        return graph
+    def _backward(self, works: Sequence[BackwardWork]) -> None:
+        start = self._clock()
+        graph = self.graphs.find(works[0].turn)
+        is_retained = graph is not None and {work.turn for work in works} <= set(graph.turns)
+        num_cached_rows: Mapping[Turn, int] = {}
+        passes: Sequence[Pass] = [graph] if graph is not None and is_retained else []
+        if not passes:
+            for work in works:
+                self.graphs.release(work.turn)
+            passes, num_cached_rows = self._teaching.forward([work.turn for work in works], with_graph=True)
+        gradients: dict[Turn, Gradients] = {}
+        for each in passes:
+            self.graphs.remove(each)
+            own = {work.turn: work.grad_values for work in works if work.turn in each.turns}
+            gradients.update(each.backward(own))
+        found = [gradients[work.turn] for work in works]
 
+        def answer(arrived: Sequence[dict[str, Tensor]]) -> None:
+            costs = self._costs(works, start, num_cached_rows)
+            for work, codec, cost in zip(works, arrived, costs, strict=True):
+                message = codec.pop(_MESSAGE, None)
+                work.future.set_result(GradientsResult(message, codec, is_retained, cost))
 
-def _ms(seconds: float) -> float:
-    return seconds * 1000.0
+        self._transfers.deliver(
+            [own.codec if own.message is None else {**own.codec, _MESSAGE: own.message} for own in found],
+            answer,
+        )
+
+    def _costs(self, works: Sequence[Work], start: float, num_cached_rows: Mapping[Turn, int]) -> list[Cost]:
+        compute_ms = (self._clock() - start) * 1000.0
+        speakers = [work.turn.speaker for work in works]
+        num_conversations = len({speaker.conversation for speaker in speakers})
+        num_tenants = len({speaker.tenant for speaker in speakers})
+        return [
+            Cost(
+                queue_ms=(start - work.admitted_s) * 1000.0,
+                compute_ms=compute_ms,
+                num_conversations=num_conversations,
+                num_tenants=num_tenants,
+                num_cached_rows=num_cached_rows.get(work.turn, 0),
+            )
+            for work in works
+        ]

@@ -23,7 +23,7 @@ from services.teacher.families.base import States, Teacher
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["interpret", "observe"]
+__all__ = ["codec_values", "interpret", "observe"]
 
 
 def interpret(
@@ -108,7 +108,7 @@ def observe(
         if ObservationKind.LOGITS in kinds:
             values[ObservationKind.LOGITS] = teacher.head(upper)
     if codec is not None:
-        values.update(_codec_values(codec, kinds, lower, upper, message_mask))
+        values.update(codec_values(codec, kinds, lower, upper, message_mask))
     return values
 
 
@@ -116,22 +116,31 @@ def _needs_upper(kinds: Collection[ObservationKind]) -> bool:
     return any(kind not in (ObservationKind.LOWER_MESSAGE, ObservationKind.LOWER_STATE) for kind in kinds)
 
 
-def _codec_values(
+def codec_values(
     codec: TeacherCodec,
     kinds: Collection[ObservationKind],
-    lower: States,
-    upper: States,
+    lower: States | None,
+    upper: States | None,
     message_mask: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Returns the values that depend on the codec."""
-    positions = lower.mask if message_mask is None else message_mask
+    """Returns the values that depend on the codec.
+
+    Args:
+        codec: Dec_T and Enc_T.
+        kinds: what to return; others than those of the codec are left out.
+        lower: T_lo, [B, L, D], if a kind needs it.
+        upper: T_hi, [B, L, D], if a kind needs it.
+        message_mask: [B, K], bool, the positions messages shall have; None: those of the states.
+    """
+    states = [each for each in (lower, upper) if each is not None]
+    positions = states[0].mask if message_mask is None else message_mask
     values: dict[str, Tensor] = {}
-    for kind, states in ((ObservationKind.LOWER_MESSAGE, lower), (ObservationKind.UPPER_MESSAGE, upper)):
-        if kind in kinds:
-            message = codec.encoder(states.hidden_states.float(), states.mask, positions)
+    for kind, each in ((ObservationKind.LOWER_MESSAGE, lower), (ObservationKind.UPPER_MESSAGE, upper)):
+        if kind in kinds and each is not None:
+            message = codec.encoder(each.hidden_states.float(), each.mask, positions)
             values[kind] = message.masked_fill(~positions[..., None], 0.0)
     if ObservationKind.STATE_CONSISTENCY in kinds:
-        both = [_round_trip(codec, states, positions) for states in (lower, upper)]
+        both = [_round_trip(codec, each, positions) for each in states]
         values[ObservationKind.STATE_CONSISTENCY] = torch.stack(both).mean(0)
     return values
 

@@ -1,36 +1,53 @@
 """What the compute thread is asked to do, and what it gives back.
 
-Everything here was checked before: tensors have the right types, shapes and finite values. A `Turn` holds
-what is needed to compute its graph again, so a graph that was dropped costs time and nothing else.
+Everything here was checked before: tensors have the right types, shapes and finite values. A turn holds what
+is needed to compute it again, so a graph that was dropped costs time and nothing else.
+
+Shapes: B batch, K positions of a message, M `message_dim`, L positions of the teacher's own input.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-
-from preceptor.terms import Reading
-from services.teacher.talking import interpret, observe
+from preceptor.terms import ObservationKind, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from torch import Tensor
+
     from preceptor.codec import TeacherCodec
-    from preceptor.terms import ObservationKind
-    from services.teacher.families.base import Teacher
 
 __all__ = [
+    "BackwardWork",
+    "Cost",
     "ExchangeTurn",
     "ForwardResult",
+    "ForwardWork",
     "GradientsResult",
-    "Graph",
     "ObserveTurn",
+    "Speaker",
     "Turn",
-    "compute_gradients",
+    "Work",
 ]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who asks.
+
+    Attributes:
+        tenant: among whom service is shared fairly.
+        conversation: its id.
+        deterministic: whether results must not depend, in their last bit, on who else is served.
+    """
+
+    tenant: str
+    conversation: str
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +63,7 @@ class ExchangeTurn:
         split_layer: the talking layer.
         inputs: prepared inputs of the teacher, if the reading needs them.
         wants_gradient: whether gradients may be asked for.
+        speaker: who asks.
     """
 
     codec: TeacherCodec
@@ -56,24 +74,7 @@ class ExchangeTurn:
     split_layer: int
     inputs: Mapping[str, Tensor] | None
     wants_gradient: bool
-
-    def forward(self, teacher: Teacher) -> Graph:
-        """Computes the reply, with its graph if gradients are wanted."""
-        device = teacher.device
-        message = self.message.to(device=device, dtype=torch.float32)
-        if self.wants_gradient:
-            message = message.detach().requires_grad_()
-        with torch.set_grad_enabled(self.wants_gradient):
-            reply = interpret(
-                teacher,
-                self.codec,
-                message,
-                self.mask.to(device),
-                reading=self.reading,
-                split_layer=self.split_layer,
-                inputs=None if self.inputs is None else _to_device(self.inputs, device),
-            )
-        return Graph({"reply": reply}, message, dict(self.codec.named_parameters()))
+    speaker: Speaker
 
     @property
     def held_bytes(self) -> int:
@@ -81,10 +82,20 @@ class ExchangeTurn:
         return _num_bytes([self.message, self.mask, *(self.inputs or {}).values()])
 
     @property
+    def num_rows(self) -> int:
+        """B."""
+        return int(self.message.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Positions of one row that go through the teacher's upper layers."""
+        own = 0 if self.inputs is None else _length(self.inputs)
+        return own if self.reading is Reading.ADD else own + int(self.mask.shape[1])
+
+    @property
     def num_tokens(self) -> int:
         """Positions that go through the teacher's upper layers."""
-        own = 0 if self.inputs is None else _num_positions(self.inputs)
-        return own if self.reading is Reading.ADD else own + self.mask.numel()
+        return self.num_rows * self.length
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +110,9 @@ class ObserveTurn:
         split_layer: the talking layer.
         message_mask: [B, K], bool, the positions that messages shall have; None: those of the states.
         wants_gradient: whether gradients may be asked for.
+        speaker: who asks.
+        ahead: whether the teacher only reads ahead, and returns nothing.
+        reads_lower: whether exchanges of the conversation will need the lower states.
     """
 
     codec: TeacherCodec | None
@@ -108,20 +122,9 @@ class ObserveTurn:
     split_layer: int
     message_mask: Tensor | None
     wants_gradient: bool
-
-    def forward(self, teacher: Teacher) -> Graph:
-        """Computes the values, with their graph if gradients are wanted."""
-        device = teacher.device
-        with torch.set_grad_enabled(self.wants_gradient):
-            values = observe(
-                teacher,
-                self.codec,
-                _to_device(self.inputs, device),
-                kinds=self.kinds,
-                split_layer=self.split_layer,
-                message_mask=None if self.message_mask is None else self.message_mask.to(device),
-            )
-        return Graph(values, None, {} if self.codec is None else dict(self.codec.named_parameters()))
+    speaker: Speaker
+    ahead: bool = False
+    reads_lower: bool = False
 
     @property
     def held_bytes(self) -> int:
@@ -130,29 +133,41 @@ class ObserveTurn:
         return _num_bytes([*self.inputs.values(), *masks])
 
     @property
+    def num_rows(self) -> int:
+        """B."""
+        return int(next(iter(self.inputs.values())).shape[0])
+
+    @property
+    def length(self) -> int:
+        """Positions of one row that go through the teacher."""
+        return _length(self.inputs)
+
+    @property
     def num_tokens(self) -> int:
         """Positions that go through the teacher."""
-        return _num_positions(self.inputs)
+        return self.num_rows * self.length
 
 
-Turn = ExchangeTurn | ObserveTurn
+Turn: TypeAlias = ExchangeTurn | ObserveTurn
 
 
-@dataclass(eq=False)
-class Graph:
-    """The result of a turn's forward pass, differentiable if the turn wants gradients.
+@dataclass(frozen=True)
+class Cost:
+    """What a computation cost.
 
     Attributes:
-        values: the outputs, by name.
-        message: the leaf that the message's gradient is taken at, or None.
-        parameters: the codec's parameters, by name.
-        num_bytes: what the autograd graph keeps alive, without parameters.
+        queue_ms: milliseconds from admission to its start.
+        compute_ms: milliseconds of computation, shared with those it was computed with.
+        num_conversations: conversations that shared it, its own included.
+        num_tenants: tenants that shared it, its own included.
+        num_cached_rows: rows of its inputs whose reading came from the cache.
     """
 
-    values: dict[str, Tensor]
-    message: Tensor | None
-    parameters: dict[str, Tensor]
-    num_bytes: int = field(default=0)
+    queue_ms: float
+    compute_ms: float
+    num_conversations: int = 1
+    num_tenants: int = 1
+    num_cached_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,8 +175,7 @@ class ForwardResult:
     """What a forward pass gives: outputs by name, detached, on the CPU, and its cost."""
 
     values: dict[str, Tensor]
-    queue_ms: float
-    compute_ms: float
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -172,57 +186,41 @@ class GradientsResult:
         message: the gradient of the message, [B, K, M], or None for an Observe.
         codec: gradients of the codec's parameters that were used, by name.
         retained: whether the forward pass's graph was still there.
-        queue_ms: milliseconds in the queue.
-        compute_ms: milliseconds of computation.
+        cost: what it cost.
     """
 
     message: Tensor | None
     codec: dict[str, Tensor]
     retained: bool
-    queue_ms: float
-    compute_ms: float
+    cost: Cost
 
 
-def compute_gradients(
-    graph: Graph, grad_values: Mapping[str, Tensor]
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Runs the backward pass of a turn; the graph is used up.
+@dataclass(eq=False)
+class ForwardWork:
+    """A turn whose outputs are wanted; `admitted_s` is the clock's time when it came."""
 
-    Args:
-        graph: of a turn that wants gradients.
-        grad_values: gradients of the outputs, by name; outputs that are left out count as 0.
-
-    Returns:
-        The gradient of the message (None for an Observe) and those of the codec's parameters that were
-        used, by name.
-    """
-    outputs = [name for name in grad_values if graph.values[name].requires_grad]
-    leaves = dict(graph.parameters)
-    if graph.message is not None:
-        leaves[""] = graph.message  # no parameter has an empty name
-    if not outputs:
-        return None if graph.message is None else torch.zeros_like(graph.message), {}
-    gradients = torch.autograd.grad(
-        [graph.values[name] for name in outputs],
-        list(leaves.values()),
-        [grad_values[name].to(graph.values[name]) for name in outputs],
-        allow_unused=True,
-    )
-    by_name = {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
-    grad_message = by_name.pop("", None)
-    if grad_message is None and graph.message is not None:
-        grad_message = torch.zeros_like(graph.message)
-    return grad_message, by_name
+    turn: Turn
+    admitted_s: float
+    future: Future[ForwardResult] = field(default_factory=Future)
 
 
-def _to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+@dataclass(eq=False)
+class BackwardWork:
+    """A turn whose gradients are wanted, with the gradients of its outputs by name."""
+
+    turn: Turn
+    admitted_s: float
+    grad_values: Mapping[str, Tensor]
+    future: Future[GradientsResult] = field(default_factory=Future)
+
+
+Work: TypeAlias = ForwardWork | BackwardWork
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _num_positions(inputs: Mapping[str, Tensor]) -> int:
-    """Returns batch x length of the widest input of ids, or the batch size."""
-    return max(tensor.shape[0] * (tensor.shape[1] if tensor.ndim > 1 else 1) for tensor in inputs.values())
+def _length(inputs: Mapping[str, Tensor]) -> int:
+    """Returns the length of the longest input of a row, 1 for inputs without positions."""
+    return max(int(tensor.shape[1]) if tensor.ndim > 1 else 1 for tensor in inputs.values())

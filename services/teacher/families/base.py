@@ -92,6 +92,8 @@ class TeacherFacts:
     fingerprint: str
     has_head: bool
     max_len: int
+    # Whether positions that are not valid change nothing at those that are, so that rows can be padded.
+    masks_padding: bool = True
     inputs: tuple[InputField, ...] = field(default=())
 
 
@@ -134,6 +136,10 @@ class Teacher(Protocol):
 
     def upper(self, states: States, s: int) -> States:
         """Runs the upper part; keeps the shapes of its argument."""
+        ...
+
+    def compile(self, backend: str) -> None:
+        """Has the blocks compiled when they are first used, once for each shape."""
         ...
 
     def pool(self, states: States) -> Tensor:

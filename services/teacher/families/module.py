@@ -82,6 +82,7 @@ class ModuleTeacher:
             fingerprint=fingerprint(parts.module),
             has_head=parts.head is not None,
             max_len=max_len,
+            masks_padding=self._is_rows or set(parts.blocks) <= parts.masked,
             inputs=inputs,
         )
         _probe_rest(parts, embedded)
@@ -159,6 +160,11 @@ class ModuleTeacher:
         """Runs the blocks from `s` on and the final norm; keeps the shapes of its argument."""
         rest = self._parts.blocks[s:] + self._parts.norms
         return States(self._run(rest, states.hidden_states, states.mask), states.mask)
+
+    def compile(self, backend: str) -> None:
+        """Has the blocks compiled when they are first used, once for each shape."""
+        for block in self._parts.blocks:
+            block.compile(dynamic=False, backend=backend)
 
     def pool(self, states: States) -> Tensor:
         """Returns the mean over valid positions, [B, D]; zeros for a row without one."""

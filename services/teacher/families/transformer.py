@@ -191,6 +191,11 @@ class TransformerTeacher(ABC):
             hidden_states = self._parts.norm(hidden_states)
         return States(hidden_states, states.mask)
 
+    def compile(self, backend: str) -> None:
+        """Has the blocks compiled when they are first used, once for each shape."""
+        for block in self._blocks:
+            block.compile(dynamic=False, backend=backend)
+
     def pool(self, states: States) -> Tensor:
         """Returns one vector a row, [B, D]; zeros for a row without a valid position."""
         return self._pool(states)

@@ -1,0 +1,76 @@
+"""Builds a running engine from the operator's config."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from preceptor.codec import CodecSpec, TeacherCodec
+from services.teacher.disk_tier import DiskTier
+from services.teacher.engine import Engine
+from services.teacher.families import load_teacher
+from services.teacher.graphs import GraphStore
+from services.teacher.observations import ObservationCache
+from services.teacher.scheduling import FairQueue
+from services.teacher.teaching import Teaching, batch_key
+
+if TYPE_CHECKING:
+    from services.teacher.config import CacheConfig, ServiceConfig
+    from services.teacher.families.base import Teacher
+
+__all__ = ["build_engine", "build_queue", "load_engine"]
+
+
+def load_engine(config: ServiceConfig) -> Engine:
+    """Loads the frozen model of a config and returns a started engine on the device it asks for.
+
+    Raises:
+        ValueError, OSError, ImportError: as in `load_teacher`.
+    """
+    device = torch.device("cuda" if config.num_gpus > 0 else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads)
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, config.dtype) if config.dtype else default
+    engine = build_engine(load_teacher(config, device, dtype), config)
+    engine.start()
+    return engine
+
+
+def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:
+    """Returns an engine that serves many tenants, not started yet."""
+    # The first use of torch's meta device imports for seconds; no student shall wait for that.
+    TeacherCodec.shapes(CodecSpec(), teacher.facts.hidden_size)
+    graphs = GraphStore(config.engine.max_retained_bytes)
+    if config.engine.compile_backend is not None:
+        teacher.compile(config.engine.compile_backend)
+    teaching = Teaching(
+        teacher,
+        _build_cache(config.cache),
+        max_batch_tokens=config.engine.max_batch_tokens,
+        shares_cache=config.cache.shared,
+        in_buckets=config.engine.compile_backend is not None,
+    )
+    return Engine(teaching, queue=build_queue(teacher, config, graphs), graphs=graphs)
+
+
+def build_queue(teacher: Teacher, config: ServiceConfig, graphs: GraphStore) -> FairQueue:
+    """Returns the queue that shares a teacher's passes between tenants."""
+    return FairQueue(
+        graphs,
+        key_of=batch_key(teacher),
+        max_batch_tokens=config.engine.max_batch_tokens,
+        max_queued_tokens=config.limits.max_queued_tokens,
+        max_wait_s=config.engine.max_wait_ms / 1000.0,
+        weights=config.engine.tenant_weights,
+        clock=time.perf_counter,
+    )
+
+
+def _build_cache(config: CacheConfig) -> ObservationCache | None:
+    if not config.max_bytes and config.folder is None:
+        return None
+    disk = None if config.folder is None else DiskTier(config.folder, config.max_disk_bytes)
+    return ObservationCache(config.max_bytes, disk)
