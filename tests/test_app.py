@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from ray.serve._private import default_impl
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.replica import Replica
 
 from preceptor.codec import CodecSpec
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher import ingress
-from services.teacher.app import TeacherDeployment, build_app, load_engine
-from services.teacher.environment import serve_environment
+from services.teacher import ingress, local
+from services.teacher.app import TeacherDeployment, build_app
+from services.teacher.directory import Directory, Report
+from services.teacher.environment import replica_ports, serve_environment
+from services.teacher.loading import load_engine
 from services.teacher.local import ServeError, address_of, serving, wait_until_ready
 from tests.test_serve import free_port
 from tests.toy_student import row_config
@@ -23,11 +28,42 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from tests.toy_server import ToyServer
+
+
+class LocalDirectory:
+    """A directory in this process behind the face of a Serve handle."""
+
+    def __init__(self) -> None:
+        self.known = Directory()
+        self.reports = asyncio.Queue[Report]()
+
+    @property
+    def report(self) -> LocalDirectory:
+        return self
+
+    async def remote(self, report: Report) -> list[Report]:
+        await self.reports.put(report)
+        return self.known.report(report)
+
 
 @pytest.fixture
-def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TeacherDeployment]:
+def directory() -> LocalDirectory:
+    return LocalDirectory()
+
+
+@pytest.fixture
+def deployment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: LocalDirectory
+) -> Iterator[TeacherDeployment]:
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
-    replica = TeacherDeployment(row_config(tmp_path))
+    monkeypatch.setattr(Replica, "perform_graceful_shutdown", Replica.perform_graceful_shutdown)
+    monkeypatch.setattr(ingress, "_watcher", ingress._Watcher())
+    config = row_config(tmp_path, host="0.0.0.0", port=5000)  # noqa: S104 - nothing is bound
+    for name, value in serve_environment(config).items():
+        monkeypatch.setenv(name, value)
+    handle: Any = directory
+    replica = TeacherDeployment(config, handle)
     yield replica
     replica.__del__()
 
@@ -35,6 +71,28 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Teac
 def test_a_replica_describes_its_teacher(deployment: TeacherDeployment) -> None:
     response = asyncio.run(deployment.DescribeTeacher(pb.DescribeTeacherRequest(), None))
     assert response.teacher.name == "rows"
+
+
+def test_a_replica_reports_where_it_listens_and_that_it_is_being_stopped(
+    deployment: TeacherDeployment, directory: LocalDirectory
+) -> None:
+    async def run() -> None:
+        ports: Any = Ports()
+        default_impl.add_grpc_address(ports, "[::]:5001")
+        first = await directory.reports.get()
+        assert not first.draining
+        assert first.address.endswith(":5001")
+        assert first.address != "0.0.0.0:5001"  # students can't connect to that
+        await directory.reports.get()  # what the first brought is learned before the next goes out
+        found = await deployment.FindReplicas(pb.FindReplicasRequest(), None)
+        assert [replica.address for replica in found.replicas] == [first.address]
+
+        stopped = asyncio.get_running_loop().create_future()
+        stopped.set_result(None)
+        await Replica.perform_graceful_shutdown(SimpleNamespace(_graceful_shutdown_task=stopped))
+        assert (await directory.reports.get()).draining
+
+    asyncio.run(run())
 
 
 def test_a_replica_holds_a_conversation(deployment: TeacherDeployment) -> None:
@@ -55,6 +113,15 @@ def test_the_application_has_room_for_every_conversation(tmp_path: Path) -> None
     deployment = build_app(config)._bound_deployment
     assert deployment.num_replicas == 2
     assert deployment.max_ongoing_requests > config.limits.max_conversations
+    assert deployment._deployment_config.graceful_shutdown_timeout_s > config.drain_s
+
+
+def test_ray_builds_the_application_from_the_fields_of_a_yaml(tmp_path: Path) -> None:
+    args = row_config(tmp_path, num_replicas=3).model_dump(mode="json")
+    application = call_user_app_builder_with_args_if_necessary(build_app, args)
+    assert application._bound_deployment.num_replicas == 3
+    with pytest.raises(ValueError, match="num_replicas"):
+        call_user_app_builder_with_args_if_necessary(build_app, {**args, "num_replicas": 0})
 
 
 def test_the_teacher_computes_in_what_the_config_says(tmp_path: Path) -> None:
@@ -76,9 +143,11 @@ class Ports:
 @pytest.mark.parametrize(
     ("host", "port", "bound"),
     [
-        ("127.0.0.1", 5000, ["127.0.0.1:5000"]),
-        ("::1", 5001, ["[::1]:5001"]),
-        ("127.0.0.1", 5002, []),
+        ("127.0.0.1", 5001, ["127.0.0.1:5001"]),
+        ("::1", 5002, ["[::1]:5002"]),
+        ("127.0.0.1", 5010, ["127.0.0.1:5010"]),
+        ("127.0.0.1", 5011, []),
+        ("127.0.0.1", 5000, []),
         ("127.0.0.1", 9000, []),
     ],
 )
@@ -95,15 +164,29 @@ def test_replicas_are_bound_to_the_host_and_other_servers_to_nothing(
     assert ports.bound == bound
 
 
-def test_an_address_names_every_replica(tmp_path: Path) -> None:
+def test_a_service_has_one_address(tmp_path: Path) -> None:
     config = row_config(tmp_path, host="::1", port=5000, num_replicas=2)
-    assert address_of(config) == "preceptor://[::1]:5000,[::1]:5001"
+    assert address_of(config) == "preceptor://[::1]:5000"
 
 
-def test_a_replica_that_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_ports_end_where_there_are_no_more(tmp_path: Path) -> None:
+    assert list(replica_ports(row_config(tmp_path, port=65532, num_replicas=2))) == [65533, 65534, 65535]
+
+
+def test_a_service_that_does_not_answer_is_named(tmp_path: Path) -> None:
     port = free_port()
     with pytest.raises(ServeError, match=f"127.0.0.1:{port} did not answer within 1 s"):
         wait_until_ready(row_config(tmp_path, port=port), 1.0)
+
+
+def test_a_server_without_a_directory_is_ready_alone(server: ToyServer, tmp_path: Path) -> None:
+    wait_until_ready(row_config(tmp_path, port=server.port), 10.0)
+
+
+def test_replicas_that_are_missing_are_told(server: ToyServer, tmp_path: Path) -> None:
+    config = row_config(tmp_path, port=server.port, num_replicas=2)
+    with pytest.raises(ServeError, match=f"knows of 127.0.0.1:{server.port}, expected 2 replicas"):
+        wait_until_ready(config, 0.2)
 
 
 def test_a_taken_port_is_refused_before_ray_starts(tmp_path: Path) -> None:
@@ -113,3 +196,12 @@ def test_a_taken_port_is_refused_before_ray_starts(tmp_path: Path) -> None:
         config = row_config(tmp_path, port=taken.getsockname()[1])
         with pytest.raises(ServeError, match="can't listen"), serving(config):
             pass
+
+
+def test_too_few_ports_for_the_replicas_are_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = row_config(tmp_path, port=free_port(), num_replicas=2)
+    monkeypatch.setattr(local, "replica_ports", lambda _: range(config.port + 1, config.port + 2))
+    with pytest.raises(ServeError, match="expected 2 for the replicas"), serving(config):
+        pass

@@ -23,7 +23,7 @@ STUBS = PROTOS / "preceptor" / "v1"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 # The files of the service that may know Ray or gRPC.
-EDGE = {"app.py", "cli.py", "ingress.py", "local.py"}
+EDGE = {"app.py", "cli.py", "directory_server.py", "ingress.py", "local.py"}
 
 
 def _sources(*folders: str) -> list[Path]:
@@ -78,6 +78,7 @@ def test_the_students_names_are_these() -> None:
     assert student_client.__all__ == [
         "AccessError",
         "ClientOptions",
+        "Compression",
         "DeadlineExceededError",
         "FrameTooLargeError",
         "InvalidMessageError",
@@ -93,6 +94,7 @@ def test_the_students_names_are_these() -> None:
         "TeacherUnavailableError",
         "TurnConflictError",
         "UnsupportedByTeacherError",
+        "WireType",
         "losses",
     ]
     assert all(hasattr(student_client, name) for name in student_client.__all__)

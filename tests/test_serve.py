@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +16,18 @@ import psutil
 import pytest
 import torch
 
+from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.config import TrainConfig
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
+from tests.toy_service import await_replicas, curve, kill_replica, listeners, worst_difference
 from tests.toy_student import row_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from services.teacher.config import ServiceConfig
 
 pytestmark = pytest.mark.serve
 
@@ -36,19 +42,24 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceConfig:
+    return row_config(
+        tmp_path_factory.mktemp("rows"),
+        port=free_port(),
+        num_replicas=2,
+        drain_s=0.5,
+        num_cpus=0.5,
+        limits={"max_frame_bytes": 1 << 20},
+    )
+
+
+@pytest.fixture(scope="module")
+def address(service: ServiceConfig) -> Iterator[str]:
     """A teacher on real Ray Serve; its Ray also runs the training."""
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    config = row_config(
-        tmp_path_factory.mktemp("rows"),
-        port=free_port(),
-        drain_s=0.2,
-        num_cpus=0.5,
-        limits={"max_frame_bytes": 1 << 20},
-    )
-    with serving(config) as address:
+    with serving(service) as address:
         yield address
 
 
@@ -88,24 +99,23 @@ def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(content)
 
 
-def listeners(port: int) -> list[Any]:
-    return [
-        connection
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-    ]
-
-
-def kill_replica(address: str) -> None:
-    (listener,) = listeners(int(address.rpartition(":")[2]))
-    os.kill(listener.pid, signal.SIGKILL)
-
-
-def test_the_replica_listens_on_loopback_only_and_no_proxy_serves_grpc(address: str) -> None:
-    (listener,) = listeners(int(address.rpartition(":")[2]))
-    assert listener.laddr.ip in {"127.0.0.1", "::ffff:127.0.0.1"}
-    assert psutil.Process(listener.pid).name().startswith("ray::ServeRepli")
+def test_all_listen_on_loopback_only_and_no_proxy_serves_grpc(address: str) -> None:
+    found = await_replicas(address, lambda found: len(found) == 2)
+    for port in (*found, int(address.rpartition(":")[2])):
+        (listener,) = listeners(port)
+        assert listener.laddr.ip in {"127.0.0.1", "::ffff:127.0.0.1"}
+        assert psutil.Process(listener.pid).name().startswith("ray::ServeRepli")
     assert listeners(9000) == []
+
+
+def test_conversations_are_spread_over_the_replicas(address: str) -> None:
+    await_replicas(address, lambda found: list(found.values()) == [0, 0])
+    talks = [TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1) for _ in range(4)]
+    for talk in talks:
+        talk(torch.randn(2, 6))
+    await_replicas(address, lambda found: list(found.values()) == [2, 2])
+    for talk in talks:
+        talk.close()
 
 
 def test_the_served_teacher_describes_itself(address: str) -> None:
@@ -128,38 +138,29 @@ def test_a_frame_over_the_limit_is_refused_and_others_go_on(address: str) -> Non
     greedy.close()
 
 
-def curve(config: TrainConfig, kill_at: dict[int, str]) -> tuple[list[float], dict[str, float]]:
-    """Trains in this process; kills the replica before or within the given steps; returns the losses."""
-    assert config.teacher is not None
-    run = StudentRun(config)
-    talk = run.objective.talk
-    assert talk is not None
-    address = config.teacher.address
-    losses: list[float] = []
-
-    def kill_between(_module: object, _inputs: object, _heard: object) -> None:
-        if kill_at.get(len(losses)) == "between":
-            kill_replica(address)
-
-    hook = talk.register_forward_hook(kill_between)  # after the reply, before the backward pass
-    while run.epoch < config.epochs:
-        for step in run.train_epoch():
-            losses.append(step["loss"])
-            if kill_at.get(len(losses)) == "before":
-                kill_replica(address)
-    hook.remove()
-    facts = run.conversation_facts()
-    run.close()
-    return losses, facts
-
-
-def test_a_killed_replica_leaves_the_loss_curve_unchanged(address: str, table: Path) -> None:
+def test_a_killed_replica_leaves_the_loss_curve_unchanged_and_comes_back(
+    address: str, service: ServiceConfig, table: Path
+) -> None:
     config = make_config(table, address)
-    expected, _ = curve(config, {})
-    got, facts = curve(config, {3: "between", 8: "before"})
+    expected, _ = curve(config, {}, {})
+    await_replicas(address, lambda found: list(found.values()) == [0, 0])
+
+    def kill() -> None:
+        kill_replica(address)
+
+    got, facts = curve(config, {8: kill}, {3: kill})
     assert facts["num_reconnects"] >= 2
-    worst = max(abs(a - b) for a, b in zip(got, expected, strict=True))
-    assert worst <= 1e-5
+    assert worst_difference(got, expected) <= 1e-5
+
+    up_s: list[float] = []
+
+    def returned(found: dict[int, int]) -> bool:
+        if not up_s and sum(bool(listeners(port)) for port in replica_ports(service)) == 2:
+            up_s.append(time.monotonic())
+        return len(found) == 2
+
+    await_replicas(address, returned)
+    assert not up_s or time.monotonic() - up_s[0] <= 5.0
 
 
 def test_ray_train_gives_what_the_same_run_gives_without_ray(
@@ -231,3 +232,29 @@ def test_a_teacher_that_is_not_there_is_told_before_anything_is_started(address:
     with pytest.raises(TeacherUnavailableError, match=nowhere):
         train(make_config(table, nowhere, name="lost"))
     assert not (table.parent / "out" / "lost").exists()
+
+
+# The last: those above have two replicas.
+def test_a_redeployment_with_fewer_replicas_is_not_noticed(
+    address: str, service: ServiceConfig, table: Path
+) -> None:
+    from ray import serve  # noqa: PLC0415
+
+    from services.teacher.app import APP_NAME, build_app  # noqa: PLC0415
+
+    config = make_config(table, address, epochs=8)
+    expected, _ = curve(config, {}, {})
+    smaller = service.model_copy(update={"num_replicas": 1})
+    done = threading.Event()
+
+    def redeploy() -> None:
+        serve.run(build_app(smaller), name=APP_NAME, route_prefix=None)
+        done.set()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        steps = {number: lambda: done.wait(0.5) for number in range(4, 32)}  # so that it happens meanwhile
+        got, facts = curve(config, {3: lambda: pool.submit(redeploy), **steps}, {})
+    assert done.is_set()
+    assert facts["num_reconnects"] >= 1
+    assert worst_difference(got, expected) <= 1e-5
+    await_replicas(address, lambda found: len(found) == 1)

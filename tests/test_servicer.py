@@ -16,8 +16,7 @@ from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
 from services.teacher import servicer
-from services.teacher.engine import Engine, FifoQueue
-from services.teacher.errors import Status
+from services.teacher.loading import build_engine
 from services.teacher.servicer import TeacherServicer
 from tests.toy import HIDDEN, NUM_BLOCKS
 from tests.toy_frames import (
@@ -76,7 +75,7 @@ def test_a_teacher_without_a_head_offers_no_logits(
 def test_a_default_split_layer_beyond_the_teacher_is_refused(
     tiny_teacher: Teacher, service_config: ServiceConfig
 ) -> None:
-    engine = Engine(tiny_teacher, queue=FifoQueue(1), max_retained_bytes=0)
+    engine = build_engine(tiny_teacher, service_config)
     with pytest.raises(ValueError, match="split_layer: got 4, expected 0 to 3"):
         TeacherServicer(engine, service_config.model_copy(update={"split_layer": 4}))
     TeacherServicer(engine, service_config.model_copy(update={"split_layer": 3}))
@@ -113,19 +112,23 @@ def test_turns_in_flight_are_answered_before_the_stream_ends(start_server: Calla
     server.wait_until(lambda: _is_empty(server))
 
 
-def test_overlapping_turns_are_all_answered_with_their_own(server: ToyServer) -> None:
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_overlapping_turns_are_all_answered_with_their_own(server: ToyServer, deterministic: bool) -> None:  # noqa: FBT001
     turns = range(1, 13)
     with RawStudent(server.address) as student:
-        student.ask(opening())
+        student.ask(opening(deterministic=deterministic))
         student.send(set_codec(), *(exchange(turn, message(seed=turn)) for turn in turns))
         together = {(answer := student.receive().reply).turn: answer.reply for _ in turns}
         student.send(*(backward(turn) for turn in turns))
         assert {student.receive().gradients.turn for _ in turns} == set(turns)
     with RawStudent(server.address) as student:
-        student.ask(opening())
+        student.ask(opening(deterministic=deterministic))
         student.send(set_codec())
         alone = {turn: student.ask(exchange(turn, message(seed=turn))).reply.reply for turn in turns}
-    assert together == alone
+    for turn in turns:
+        got, expected = (wire.decode(replies[turn], field="reply") for replies in (together, alone))
+        tolerance = 0.0 if deterministic else 1e-5
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_an_oversized_frame_ends_its_own_stream_only(server: ToyServer) -> None:
@@ -171,21 +174,6 @@ def test_a_student_that_vanishes_leaves_nothing(start_server: Callable[..., ToyS
     assert server.engine.graphs.num_bytes == 0
     with RawStudent(server.address) as student:
         assert student.ask(opening()).HasField("opened")
-
-
-def test_draining_tells_everybody_and_takes_nobody(start_server: Callable[..., ToyServer]) -> None:
-    server = start_server()
-    with RawStudent(server.address) as student:
-        student.ask(opening())
-        server.drain(2.5)
-        assert student.receive().draining.closes_in_ms == 2500
-        with RawStudent(server.address) as late:
-            failed = late.ask(opening()).failed
-            assert (failed.turn, failed.reason) == (0, pb.REASON_DRAINING)
-            assert failed.status_code == Status.UNAVAILABLE
-            assert late.rest() == []
-        assert student.ask(set_codec(), exchange(1)).HasField("reply")
-        assert student.ask(backward(1)).HasField("gradients")
 
 
 def test_conversations_beyond_the_limit_are_overloaded(start_server: Callable[..., ToyServer]) -> None:

@@ -1,7 +1,8 @@
 """The teacher as a Ray Serve application; the only module that knows Ray Serve.
 
 Students reach a replica's own gRPC server (direct ingress): Serve's proxies would cost more than the
-teacher does for small messages, so they serve no gRPC (see `ingress`). What direct ingress needs of the
+teacher does for small messages, so they serve no gRPC (see `ingress`). Which replicas there are they learn
+from the directory, a deployment of its own at the service's address. What direct ingress needs of the
 environment is in `environment` and must be set in every Ray process before Ray starts.
 """
 
@@ -9,49 +10,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+import ray
 from ray import serve
 
-from services.teacher.config import ServiceConfig  # noqa: TC001 - Ray reads the annotation at run time
-from services.teacher.engine import Engine, FifoQueue
-from services.teacher.families import load_teacher
-from services.teacher.ingress import restrict_listening
+from services.teacher.config import ServiceConfig
+from services.teacher.directory import Reporter
+from services.teacher.directory_server import DirectoryDeployment
+from services.teacher.environment import socket_address
+from services.teacher.ingress import restrict_listening, watch_replica
+from services.teacher.loading import load_engine
 from services.teacher.servicer import TeacherServicer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
 
     from preceptor.v1 import teacher_pb2 as pb
+    from services.teacher.directory import Report
 
-__all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app", "load_engine"]
+__all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app"]
 
 APP_NAME = "preceptor"
 SERVICER_FUNCTIONS = ["preceptor.v1.teacher_pb2_grpc.add_TeacherServiceServicer_to_server"]
 
-
-def load_engine(config: ServiceConfig) -> Engine:
-    """Loads the frozen model of a config and returns a started engine on the device it asks for."""
-    device = torch.device("cuda" if config.num_gpus > 0 else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(config.num_threads)
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, config.dtype) if config.dtype else default
-    engine = Engine(
-        load_teacher(config, device, dtype),
-        queue=FifoQueue(config.limits.max_queued_turns),
-        max_retained_bytes=config.limits.max_retained_bytes,
-    )
-    engine.start()
-    return engine
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - told from others, not bound to
+_SETTLE_S = 10.0
 
 
 class TeacherDeployment:
-    """One replica of the teacher."""
+    """One replica of the teacher.
 
-    def __init__(self, config: ServiceConfig) -> None:
+    Args:
+        config: the operator's.
+        directory: the service's `DirectoryDeployment`.
+    """
+
+    def __init__(self, config: ServiceConfig, directory: DeploymentHandle) -> None:
         restrict_listening()
+        watch_replica(self._start_reporting, self._drain)
+        self._config = config
+        self._directory = directory
+        self._reporter: Reporter | None = None
         self._engine = load_engine(config)
         self._servicer = TeacherServicer(self._engine, config)
 
@@ -61,12 +62,33 @@ class TeacherDeployment:
         """See `TeacherServicer`."""
         return await self._servicer.DescribeTeacher(request, grpc_context)
 
+    async def FindReplicas(  # noqa: N802
+        self, request: pb.FindReplicasRequest, grpc_context: Any
+    ) -> pb.FindReplicasResponse:
+        """See `TeacherServicer`."""
+        return await self._servicer.FindReplicas(request, grpc_context)
+
     async def Converse(  # noqa: N802
         self, request_stream: AsyncIterator[pb.ConverseRequest], grpc_context: Any
     ) -> AsyncIterator[pb.ConverseResponse]:
         """See `TeacherServicer`."""
         async for answer in self._servicer.Converse(request_stream, grpc_context):
             yield answer
+
+    def _start_reporting(self, port: int) -> None:
+        host = ray.util.get_node_ip_address() if self._config.host in _ANY_HOST else self._config.host
+        address = socket_address(host, port)
+        self._reporter = Reporter(lambda: self._servicer.report(address), self._send, self._servicer.learn)
+        self._reporter.start()
+
+    async def _send(self, report: Report) -> list[Report]:
+        heard: list[Report] = await self._directory.report.remote(report)
+        return heard
+
+    def _drain(self) -> None:
+        self._servicer.drain(self._config.drain_s)
+        if self._reporter is not None:
+            self._reporter.hurry()
 
     def __del__(self) -> None:
         """Ends the compute thread; Serve calls this when a replica shuts down in good order."""
@@ -75,21 +97,45 @@ class TeacherDeployment:
             engine.stop()
 
 
-def build_app(config: ServiceConfig) -> Application:
-    """Builds the Serve application; Ray validates `config` straight from a Serve YAML's `args`."""
+def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
+    """Builds the Serve application from the operator's config, or from the `args` of a Serve YAML.
+
+    Raises:
+        ValueError: a field is wrong; the message names it.
+    """
+    config = ServiceConfig.model_validate(config)
+    directory = (
+        serve.deployment(DirectoryDeployment)
+        .options(
+            name="Directory",
+            num_replicas=1,
+            max_surge_percent=100,
+            max_ongoing_requests=256,
+            # The service's address is its node's, so that must be known beforehand.
+            ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+            health_check_period_s=1.0,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=1.0,
+            logging_config={"enable_access_log": False},
+        )
+        .bind(socket_address(config.host, config.port))
+    )
     return (
         serve.deployment(TeacherDeployment)
         .options(
             name="Teacher",
             num_replicas=config.num_replicas,
+            # A redeployed replica starts before the one it replaces goes; a GPU to spare is rare.
+            max_surge_percent=0 if config.num_gpus else 1,
             # One conversation holds a slot for as long as it lasts; the servicer itself says no first.
             max_ongoing_requests=config.limits.max_conversations + 16,
             max_queued_requests=16,
             ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-            graceful_shutdown_timeout_s=config.drain_s,
+            # After `drain_s` a replica only answers the turns it has.
+            graceful_shutdown_timeout_s=config.drain_s + _SETTLE_S,
             graceful_shutdown_wait_loop_s=0.2,
             health_check_period_s=2.0,
             max_constructor_retry_count=3,
         )
-        .bind(config)
+        .bind(config, directory)
     )

@@ -23,7 +23,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file; without one the MiniLM sentence encoder is served.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="First port, instead of the config's.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port, instead of the config's.")] = None,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of a Ray that is started here.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,
 ) -> None:

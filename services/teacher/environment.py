@@ -10,32 +10,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
 
-__all__ = ["HOST_VARIABLE", "MAX_PORT_VARIABLE", "MIN_PORT_VARIABLE", "serve_environment"]
+__all__ = [
+    "HOST_VARIABLE",
+    "MAX_PORT_VARIABLE",
+    "MIN_PORT_VARIABLE",
+    "replica_ports",
+    "serve_environment",
+    "socket_address",
+]
 
 HOST_VARIABLE = "PRECEPTOR_HOST"
 MIN_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"
 MAX_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT"
 
 _FRAME_OVERHEAD_BYTES = 64 << 10
+# For a replica that takes over while the old one drains, and for ports that something else has taken.
+_NUM_SPARE_PORTS = 8
+_END_OF_PORTS = 65536
+_MIN_DRAINING_S = 0.5
+
+
+def socket_address(host: str, port: int) -> str:
+    """Returns HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def replica_ports(config: ServiceConfig) -> range:
+    """Returns the ports of which each replica of a node takes one; `config.port` is the directory's."""
+    first = config.port + 1
+    return range(first, min(first + config.num_replicas + _NUM_SPARE_PORTS, _END_OF_PORTS))
 
 
 def serve_environment(config: ServiceConfig) -> dict[str, str]:
-    """Returns the environment variables that Ray's processes need, to be set before Ray starts.
-
-    The port range is as wide as there are replicas and a freed port may be reused at once, so a replica that
-    died comes back where its students look for it.
-    """
+    """Returns the environment variables that Ray's processes need, to be set before Ray starts."""
+    ports = replica_ports(config)
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        MIN_PORT_VARIABLE: str(config.port),
-        MAX_PORT_VARIABLE: str(config.port + config.num_replicas),
+        MIN_PORT_VARIABLE: str(ports.start),
+        MAX_PORT_VARIABLE: str(ports.stop),
         # Our code only reads and writes frames on its loop, so that may be the replica's: it saves two
         # hand-overs a frame, and gRPC's own flow control reaches the student instead of an unbounded queue.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         HOST_VARIABLE: config.host,
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "services.teacher.ingress.restrict_listening",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(config.drain_s),
+        # A stopping replica waits for its conversations; this long also for students on their way to it.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_MIN_DRAINING_S),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES),
         # A laptop's few cores are fewer than the small processes that training starts; don't warn of it.
         "RAY_worker_maximum_startup_concurrency": "16",

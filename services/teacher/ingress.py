@@ -1,22 +1,47 @@
-"""Where Serve's gRPC servers listen.
+"""Where Serve's gRPC servers listen, and what Serve does not tell a replica.
 
 Serve binds `[::]` in replicas and proxies alike and has no option for it, and with direct ingress it always
 starts a proxy on the head node. Serve calls `restrict_listening` in each of those processes before its
 servers start (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH), and looks the binding function up when they do: so
-replicas listen on the configured host, and proxies on no gRPC port at all. A test holds us to it with each
-Ray release.
+replicas listen on the configured host, and proxies on no gRPC port at all.
+
+Serve gives a replica its port after it was constructed, and has no hook before it stops it: a stop begins
+with `Replica.perform_graceful_shutdown`, which waits for open requests. `watch_replica` tells of both.
+Tests hold us to all of it with each Ray release.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ray.serve._private import default_impl
+from ray.serve._private.replica import Replica
 
-from services.teacher.environment import HOST_VARIABLE, MAX_PORT_VARIABLE, MIN_PORT_VARIABLE
+from services.teacher.environment import (
+    HOST_VARIABLE,
+    MAX_PORT_VARIABLE,
+    MIN_PORT_VARIABLE,
+    socket_address,
+)
 
-__all__ = ["restrict_listening"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["restrict_listening", "watch_replica"]
+
+
+@dataclass
+class _Watcher:
+    """Whom this process's replica is told of."""
+
+    on_listening: Callable[[int], None] | None = None
+    on_stopping: Callable[[], None] | None = None
+
+
+_watcher = _Watcher()
+_perform_graceful_shutdown = Replica.perform_graceful_shutdown
 
 
 def restrict_listening() -> list[Any]:
@@ -29,10 +54,28 @@ def restrict_listening() -> list[Any]:
     return []
 
 
+def watch_replica(on_listening: Callable[[int], None], on_stopping: Callable[[], None]) -> None:
+    """Makes Serve tell of the replica in this process, on its event loop.
+
+    Args:
+        on_listening: called with the port of its gRPC server, just before that is started.
+        on_stopping: called when Serve begins to stop it, while it still serves.
+    """
+    _watcher.on_listening, _watcher.on_stopping = on_listening, on_stopping
+    Replica.perform_graceful_shutdown = _tell_and_shut_down
+
+
+async def _tell_and_shut_down(replica: Any) -> None:
+    if _watcher.on_stopping is not None:
+        _watcher.on_stopping()
+    await _perform_graceful_shutdown(replica)
+
+
 def _add_grpc_address(server: Any, address: str) -> None:
     host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
     port = int(address.rpartition(":")[2])
     first, end = int(os.environ[MIN_PORT_VARIABLE]), int(os.environ[MAX_PORT_VARIABLE])
     if first <= port < end:
-        shown = f"[{host}]" if ":" in host else host
-        server.add_insecure_port(f"{shown}:{port}")
+        server.add_insecure_port(socket_address(host, port))
+        if _watcher.on_listening is not None:
+            _watcher.on_listening(port)

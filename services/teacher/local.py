@@ -17,7 +17,7 @@ import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
-from services.teacher.environment import serve_environment
+from services.teacher.environment import replica_ports, serve_environment, socket_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["ServeError", "address_of", "serving", "wait_until_ready"]
 
 
+_POLL_S = 0.1
+
+
 class ServeError(RuntimeError):
     """The service could not be started; the message says what to do."""
 
 
 def address_of(config: ServiceConfig) -> str:
-    """Returns the address that students use."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    ports = range(config.port, config.port + config.num_replicas)
-    return "preceptor://" + ",".join(f"{host}:{port}" for port in ports)
+    """Returns the one address that students use."""
+    return f"preceptor://{socket_address(config.host, config.port)}"
 
 
 @contextlib.contextmanager
@@ -120,33 +121,86 @@ def _free_port() -> int:
 
 
 def _check_ports_free(config: ServiceConfig) -> None:
-    for port in range(config.port, config.port + config.num_replicas):
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((config.host, port))
-            except OSError as error:
-                raise ServeError(
-                    f"port: can't listen on {config.host}:{port} ({error.strerror}); choose another one"
-                ) from None
+    problem = _port_problem(config.host, config.port)
+    if problem is not None:
+        raise ServeError(f"port: can't listen on {config.host}:{config.port} ({problem}); choose another one")
+    ports = replica_ports(config)
+    num_free = sum(_port_problem(config.host, port) is None for port in ports)
+    if num_free < config.num_replicas:
+        raise ServeError(
+            f"port: got {num_free} free ports from {ports.start} to {ports.stop - 1}, expected "
+            f"{config.num_replicas} for the replicas; choose another one"
+        )
+
+
+def _port_problem(host: str, port: int) -> str | None:
+    """Returns why a port can't be listened on, or None if it can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror
+    return None
 
 
 def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
-    """Waits until every replica describes its teacher.
+    """Waits until every replica is found at the service's address and describes its teacher.
+
+    A server that knows of no other replicas is one itself.
 
     Raises:
         ServeError: one does not in time; names it.
     """
     deadline_s = time.monotonic() + timeout_s
-    for target in address_of(config).removeprefix("preceptor://").split(","):
-        with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
-            remaining_s = max(deadline_s - time.monotonic(), 1.0)
+    try:
+        for target in _find_replicas(config, deadline_s):
+            with _stub(target) as stub:
+                stub.DescribeTeacher(
+                    pb.DescribeTeacherRequest(), timeout=_remaining_s(deadline_s), wait_for_ready=True
+                )
+    except grpc.RpcError as error:
+        raise ServeError(
+            f"{address_of(config)} did not answer within {timeout_s:g} s ({error.code().name}: "
+            f"{error.details()}); was this Ray started with the environment of docs/serve.md?"
+        ) from None
+
+
+def _find_replicas(config: ServiceConfig, deadline_s: float) -> list[str]:
+    """Returns where the replicas are, once there are as many as there should be.
+
+    Raises:
+        ServeError: there are fewer.
+        grpc.RpcError: nobody answers.
+    """
+    target = socket_address(config.host, config.port)
+    with _stub(target) as stub:
+        while True:
+            found: list[str] = []
             try:
-                stub.DescribeTeacher(pb.DescribeTeacherRequest(), timeout=remaining_s, wait_for_ready=True)
+                response = stub.FindReplicas(
+                    pb.FindReplicasRequest(), timeout=_remaining_s(deadline_s), wait_for_ready=True
+                )
             except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline_s:
+                    raise
+            else:
+                found = [replica.address for replica in response.replicas] or [target]
+            if len(found) >= config.num_replicas:
+                return found
+            if time.monotonic() > deadline_s:
                 raise ServeError(
-                    f"replica {target} did not answer within {timeout_s:g} s ({error.code().name}); was this "
-                    "Ray started with RAY_SERVE_ENABLE_DIRECT_INGRESS=1 and the rest of docs/serve.md?"
-                ) from None
+                    f"{target} knows of {', '.join(found)}, expected {config.num_replicas} replicas"
+                )
+            time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _stub(target: str) -> Iterator[TeacherServiceStub]:
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        yield TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _remaining_s(deadline_s: float) -> float:
+    return max(deadline_s - time.monotonic(), 1.0)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
+from services.teacher.directory import Directory, Report
 from services.teacher.errors import DrainingError, OverloadedError, ProtocolError, failure_of
 from services.teacher.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from services.teacher.config import ServiceConfig
     from services.teacher.engine import Engine
@@ -46,8 +47,10 @@ class TeacherServicer:
         self._default_split_layer = num_layers // 2 if config.split_layer is None else config.split_layer
         if self._default_split_layer > num_layers:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
+        self._directory = Directory.copy()
         self._outboxes: set[Outbox] = set()
-        self._draining = False
+        self._readings: set[asyncio.Timeout] = set()
+        self._closes_at_s: float | None = None  # on the loop's clock; set while draining
 
     async def DescribeTeacher(  # noqa: N802 - Ray Serve and gRPC look methods up by RPC name
         self,
@@ -58,6 +61,16 @@ class TeacherServicer:
         return pb.DescribeTeacherResponse(
             teacher=describe_teacher(self._engine.teacher.facts, self._default_split_layer),
             limits=describe_limits(self._limits),
+        )
+
+    async def FindReplicas(  # noqa: N802
+        self,
+        request: pb.FindReplicasRequest,
+        grpc_context: Any = None,  # noqa: ARG002
+    ) -> pb.FindReplicasResponse:
+        """Says which replicas there are, as far as this one was told; none if it knows of none."""
+        return pb.FindReplicasResponse(
+            replicas=self._directory.find(opens_conversation=request.opens_conversation)
         )
 
     async def Converse(  # noqa: N802
@@ -99,13 +112,9 @@ class TeacherServicer:
         conversation: Conversation,
         outbox: Outbox,
     ) -> None:
-        """Feeds the conversation until the student is done or gone, then lets its turns be answered."""
+        """Feeds the conversation until it is done, gone or out of time, then lets its turns be answered."""
         try:
-            async for frame in request_stream:
-                conversation.receive(frame)
-                if conversation.closed:
-                    break
-                await outbox.room()
+            await self._feed(request_stream, conversation, outbox)
             await conversation.settle()
         except Exception:  # the stream broke, or its bytes are no frame
             logger.exception("conversation %s: the stream broke", conversation.conversation_id)
@@ -114,10 +123,32 @@ class TeacherServicer:
         finally:
             outbox.put(None)
 
+    async def _feed(
+        self,
+        request_stream: AsyncIterator[pb.ConverseRequest],
+        conversation: Conversation,
+        outbox: Outbox,
+    ) -> None:
+        """Reads frames until the student closes or ends the stream, or until a drain's time is over."""
+        reading = asyncio.timeout_at(self._closes_at_s)
+        try:
+            async with reading:
+                self._readings.add(reading)
+                async for frame in request_stream:
+                    conversation.receive(frame)
+                    if conversation.closed:
+                        break
+                    await outbox.room()
+        except TimeoutError:
+            if not reading.expired():
+                raise
+        finally:
+            self._readings.discard(reading)
+
     def _refusal(self) -> pb.ConverseResponse | None:
         """Returns why no new conversation is taken, or None if one is."""
         failed = None
-        if self._draining:
+        if self._closes_at_s is not None:
             failed = failure_of(DrainingError("this replica is going away; open a conversation elsewhere"))
         elif len(self._outboxes) >= self._limits.max_conversations:
             limit = self._limits.max_conversations
@@ -126,9 +157,32 @@ class TeacherServicer:
             )
         return None if failed is None else pb.ConverseResponse(failed=failed)
 
+    def report(self, address: str) -> Report:
+        """Returns how this replica, whose students reach it at `address`, is now."""
+        return Report(
+            address=address,
+            num_conversations=len(self._outboxes),
+            queued_tokens=self._engine.queued_tokens,
+            max_conversations=self._limits.max_conversations,
+            max_queued_tokens=self._limits.max_queued_tokens,
+            draining=self._closes_at_s is not None,
+        )
+
+    def learn(self, reports: Iterable[Report]) -> None:
+        """Takes what is known of all replicas, for students who ask here."""
+        self._directory.learn(reports)
+
     def drain(self, closes_in_s: float) -> None:
-        """Takes no new conversations and asks the students of the open ones to move."""
-        self._draining = True
+        """Takes no new conversations and asks the students of the open ones to move; on the event loop.
+
+        Turns are taken and answered for `closes_in_s` seconds more; then the streams that are left end, once
+        what they had asked for is answered.
+        """
+        if self._closes_at_s is not None:
+            return
+        self._closes_at_s = asyncio.get_running_loop().time() + closes_in_s
+        for reading in self._readings:
+            reading.reschedule(self._closes_at_s)
         notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
         for outbox in self._outboxes:
             outbox.put(notice)

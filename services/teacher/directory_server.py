@@ -1,0 +1,87 @@
+"""The one address of a service: a small deployment that says where the replicas are.
+
+Replicas report through Serve's handle, which reaches inside the cluster only, so nobody outside can name a
+false one. Students ask over gRPC. It imports no torch: its process is small and starts quickly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import grpc
+
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.directory import Directory
+
+if TYPE_CHECKING:
+    from services.teacher.directory import Report
+
+__all__ = ["DirectoryDeployment"]
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "preceptor.v1.TeacherService"
+
+
+class DirectoryDeployment:
+    """Answers FindReplicas at the service's address; whatever else is asked there is to be asked elsewhere.
+
+    Args:
+        address: HOST:PORT to listen on.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._directory = Directory()
+        self._server: grpc.aio.Server | None = None
+        self._starting = asyncio.Lock()
+
+    async def report(self, report: Report) -> list[Report]:
+        """Takes a replica's report and returns everybody's.
+
+        The server starts with the first: a port that is still in use, by the directory that this one follows,
+        is tried again with the next.
+        """
+        async with self._starting:
+            if self._server is None:
+                self._server = await self._start()
+        return self._directory.report(report)
+
+    async def find_replicas(
+        self,
+        request: pb.FindReplicasRequest,
+        context: grpc.aio.ServicerContext[pb.FindReplicasRequest, pb.FindReplicasResponse],
+    ) -> pb.FindReplicasResponse:
+        """See `TeacherService`; an empty list would say that conversations are held here."""
+        replicas = self._directory.find(opens_conversation=request.opens_conversation)
+        if not replicas:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no replica is up")
+        return pb.FindReplicasResponse(replicas=replicas)
+
+    async def _start(self) -> grpc.aio.Server | None:
+        """Returns a running server, or None if the port is in use."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        try:
+            server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            logger.warning("nobody can ask for replicas yet: %s", error)
+            return None
+        handlers = {
+            "FindReplicas": grpc.unary_unary_rpc_method_handler(
+                self.find_replicas,
+                request_deserializer=pb.FindReplicasRequest.FromString,
+                response_serializer=pb.FindReplicasResponse.SerializeToString,
+            ),
+            # UNIMPLEMENTED would tell a student that came while no replica was up that none ever will be.
+            "DescribeTeacher": grpc.unary_unary_rpc_method_handler(_refuse),
+            "Converse": grpc.stream_stream_rpc_method_handler(_refuse),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+        await server.start()
+        return server
+
+
+async def _refuse(_request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "no teacher is at this address; FindReplicas says where")

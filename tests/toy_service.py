@@ -1,0 +1,91 @@
+"""A served teacher seen from outside: its replicas' ports, and how a training run bears what befalls them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import psutil
+
+from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
+from student_client.run import StudentRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from student_client.config import TrainConfig
+
+__all__ = ["await_replicas", "curve", "kill_replica", "listeners", "worst_difference"]
+
+_PATIENCE_S = 60.0
+
+
+def listeners(port: int) -> list[Any]:
+    return [
+        connection
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+    ]
+
+
+def await_replicas(address: str, condition: Callable[[dict[int, int]], bool]) -> dict[int, int]:
+    """Asks the service until its replicas, by port with their numbers of conversations, are as wished."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    with grpc.insecure_channel(address.removeprefix("preceptor://")) as channel:
+        stub: Any = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
+        found: dict[int, int] = {}
+        while not (found and condition(found)):
+            assert time.monotonic() < deadline_s, f"the replicas are {found}"
+            try:
+                response = stub.FindReplicas(pb.FindReplicasRequest(), timeout=30, wait_for_ready=True)
+            except grpc.RpcError:  # none is up
+                continue
+            found = {
+                int(replica.address.rpartition(":")[2]): replica.num_conversations
+                for replica in response.replicas
+            }
+    return found
+
+
+def kill_replica(address: str) -> None:
+    """Kills the replica that holds the only conversation."""
+
+    def busy(found: dict[int, int]) -> list[int]:
+        # One that was killed just before is still named for a while.
+        return [port for port, num_conversations in found.items() if num_conversations and listeners(port)]
+
+    (port,) = busy(await_replicas(address, lambda found: len(busy(found)) == 1))
+    (listener,) = listeners(port)
+    os.kill(listener.pid, signal.SIGKILL)
+
+
+def curve(
+    config: TrainConfig, disturb: dict[int, Callable[[], object]], between: dict[int, Callable[[], object]]
+) -> tuple[list[float], dict[str, float]]:
+    """Trains in this process and returns the losses and the conversation's facts.
+
+    `disturb` is called after so many steps, `between` after the reply and before the backward pass.
+    """
+    run = StudentRun(config)
+    losses: list[float] = []
+
+    def interrupt(_module: object, _inputs: object, _outcome: object) -> None:
+        between.get(len(losses), lambda: None)()
+
+    hook = run.objective.register_forward_hook(interrupt)
+    while run.epoch < config.epochs:
+        for step in run.train_epoch():
+            losses.append(step["loss"])
+            disturb.get(len(losses), lambda: None)()
+    hook.remove()
+    facts = run.conversation_facts()
+    run.close()
+    return losses, facts
+
+
+def worst_difference(got: list[float], expected: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(got, expected, strict=True))
