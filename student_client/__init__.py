@@ -5,6 +5,7 @@ heard = talk(lower_states, inputs=texts)
 loss = task_loss + losses.interaction(upper_states, heard.decoded)
 """
 
+from preceptor.compression import Compression, WireType
 from preceptor.terms import ObservationKind, Reading
 from student_client import losses
 from student_client.client import TeacherClient
@@ -27,6 +28,7 @@ from student_client.taps import Taps
 __all__ = [
     "AccessError",
     "ClientOptions",
+    "Compression",
     "DeadlineExceededError",
     "FrameTooLargeError",
     "InvalidMessageError",
@@ -42,5 +44,6 @@ __all__ = [
     "TeacherUnavailableError",
     "TurnConflictError",
     "UnsupportedByTeacherError",
+    "WireType",
     "losses",
 ]

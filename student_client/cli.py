@@ -124,10 +124,9 @@ def _progress(settings: TrainConfig) -> Progress:
 
 
 def _note(line: dict[str, Any]) -> str:
-    waiting = 100 * line["waiting_s"] / max(line["seconds"], 1e-9)
     return (
         f"loss {line['losses']['loss']:.3f}, valid {line['metric']} {line['valid']:.3f}, "
-        f"{waiting:.0f} % waiting for the teacher"
+        f"{line['waiting_share']:.0%} waiting for the teacher"
     )
 
 

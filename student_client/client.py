@@ -9,28 +9,39 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from preceptor.compression import Compression, WireType
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client import background
 from student_client.conversation import Conversation
-from student_client.errors import AccessError, TeacherError, TeacherUnavailableError
+from student_client.errors import TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.options import ClientOptions, parse_address
+from student_client.replicas import ReplicaFinder
 from student_client.stream import open_channel
 from student_client.turns import ForwardAnswer, GradientsAnswer, Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from torch import Tensor
 
     from student_client.turns import CodecSnapshot
 
-__all__ = ["ConversationHandle", "TeacherClient"]
+__all__ = ["ConversationHandle", "PendingTurn", "TeacherClient"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_READ_AHEAD = 2  # batches on their way
+_NUM_SKIPPED = 16  # batches, after one that was found in the teacher's cache
 
 
 class TeacherClient:
@@ -40,7 +51,8 @@ class TeacherClient:
     talked to any teacher yet.
 
     Args:
-        address: `preceptor://HOST:PORT`, or several `HOST:PORT` of replicas separated by commas.
+        address: `preceptor://HOST:PORT` of any replica or of the service's directory, from which the others
+            are found; or several, separated by commas.
         options: deadlines and limits.
 
     Raises:
@@ -68,7 +80,8 @@ class TeacherClient:
 
     async def _describe(self) -> pb.DescribeTeacherResponse:
         problem = ""
-        for replica in self._replicas:
+        finder = ReplicaFinder(self._replicas, self.options)
+        for replica in await finder.find(opens_conversation=False):
             channel = open_channel(replica, self.options)
             try:
                 stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -77,10 +90,9 @@ class TeacherClient:
                 )
             except grpc.aio.AioRpcError as error:
                 problem = f"{replica}: {error.code().name}: {error.details()}"
-                if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                    raise AccessError(problem) from None
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    raise TeacherError(f"{problem}: no teacher is served there") from None
+                refusal = finder.refusal(error.code(), problem)
+                if refusal is not None:
+                    raise refusal from None
             else:
                 return response
             finally:
@@ -92,7 +104,8 @@ class ConversationHandle:
     """A conversation as seen from synchronous code; safe to use from several threads.
 
     Attributes:
-        waiting_s: seconds that callers have waited for answers so far.
+        waiting_s: seconds that callers have been blocked by answers that had not come yet.
+        gradient_type: the type in which gradients travel.
     """
 
     def __init__(self, client: TeacherClient, open_frame: pb.Open) -> None:
@@ -100,22 +113,46 @@ class ConversationHandle:
         self._open_frame = open_frame
         self._numbers = itertools.count(1)
         self._conversation: Conversation | None = None
+        self._num_to_skip = 0.0
+        self._ahead_room = threading.Semaphore(_MAX_READ_AHEAD)
         self.waiting_s = 0.0
+        self.gradient_type: WireType = Compression.from_proto(open_frame.compression).gradient
 
     def send(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> PendingTurn:
         """Sends an Exchange or Observe without waiting; its `turn` and codec version are filled in here."""
+        turn = self._turn(frame, codec)
+        return PendingTurn(self, turn, background.submit(self._forward(turn)))
+
+    def read_ahead(self, frames: Sequence[pb.Observe]) -> None:
+        """Sends the Observes of one batch that read ahead; returns at once and never fails.
+
+        They are dropped while two batches are on their way, while there is no stream or no room on it, for
+        some time once the teacher had a batch in its cache already, and for good once it said that it can't.
+        """
+        if self._num_to_skip > 0:
+            self._num_to_skip -= 1
+        elif self._ahead_room.acquire(blocking=False):
+            background.submit(self._read_ahead([self._turn(frame, None) for frame in frames]))
+
+    def push_codec(self, codec: CodecSnapshot) -> None:
+        """Sends a version of the codec before a turn needs it; returns at once.
+
+        Nothing is sent unless a stream is open that was sent an earlier version.
+        """
+        background.submit(self._push_codec(codec))
+
+    def _turn(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> Turn:
         frame.turn = next(self._numbers)
         if codec is not None:
             frame.codec_version = codec.version
         if isinstance(frame, pb.Exchange):
-            request = pb.ConverseRequest(exchange=frame)
-        else:
-            request = pb.ConverseRequest(observe=frame)
-        turn = Turn(frame.turn, request, codec)
-        return PendingTurn(self, turn, background.submit(self._forward(turn)))
+            return Turn(frame.turn, pb.ConverseRequest(exchange=frame), codec)
+        return Turn(frame.turn, pb.ConverseRequest(observe=frame), codec)
 
     def wait(self, future: Future[Any]) -> Any:
-        """Waits for an answer and counts the time."""
+        """Waits for an answer and counts the time, if it is not there already."""
+        if future.done():
+            return future.result()
         start = time.perf_counter()
         try:
             return future.result()
@@ -150,6 +187,24 @@ class ConversationHandle:
     async def _backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
         return await self._current().backward(turn, grad_values)
 
+    async def _read_ahead(self, turns: Sequence[Turn]) -> None:
+        try:
+            for turn in turns:
+                answer = None if self._conversation is None else await self._conversation.read_ahead(turn)
+                if answer is not None and answer.receipt.num_cached_rows == _num_rows(turn):
+                    self._num_to_skip = _NUM_SKIPPED
+        except UnsupportedByTeacherError as error:
+            self._num_to_skip = math.inf
+            logger.debug("the teacher does not read ahead: %s", error)
+        except Exception as error:  # noqa: BLE001 - nothing depends on it
+            logger.debug("a batch was not read ahead: %s", error)
+        finally:
+            self._ahead_room.release()
+
+    async def _push_codec(self, codec: CodecSnapshot) -> None:
+        if self._conversation is not None:
+            await self._conversation.push_codec(codec)
+
 
 class PendingTurn:
     """A turn on its way."""
@@ -168,13 +223,34 @@ class PendingTurn:
         answer: ForwardAnswer = self._handle.wait(self._future)
         return answer
 
+    def start_backward(self, grad_values: dict[str, Tensor]) -> Future[GradientsAnswer]:
+        """Sends the gradients of what the turn returned without waiting; see `backward`."""
+        return background.submit(self._handle._backward(self._turn, grad_values))  # noqa: SLF001 - one unit
+
     def backward(self, grad_values: dict[str, Tensor]) -> GradientsAnswer:
         """Sends the gradients of what the turn returned and waits for those of what it was computed from.
 
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        handle = self._handle
-        future = background.submit(handle._backward(self._turn, grad_values))  # noqa: SLF001 - one unit
-        answer: GradientsAnswer = handle.wait(future)
+        return self.gradients(self.start_backward(grad_values))
+
+    def gradients(self, future: Future[GradientsAnswer]) -> GradientsAnswer:
+        """Waits for what `start_backward` returned.
+
+        Raises:
+            TeacherError: see `student_client.errors`.
+        """
+        answer: GradientsAnswer = self._handle.wait(future)
         return answer
+
+    @property
+    def gradient_type(self) -> WireType:
+        """The type in which the turn's gradients travel."""
+        return self._handle.gradient_type
+
+
+def _num_rows(turn: Turn) -> int:
+    """Returns the rows of an Observe's inputs."""
+    inputs = turn.frame.observe.inputs
+    return len(inputs.texts) or inputs.tensors[0].tensor.shape[0]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from preceptor.codec import CodecSpec
+from preceptor.compression import Compression
 from preceptor.settings import read_fields
 from preceptor.terms import Reading
 from student_client.options import ClientOptions, parse_address
@@ -72,7 +73,8 @@ class DataConfig(_Config):
 class TeacherConfig(_Config):
     """Where the teacher is."""
 
-    address: str = Field(description="`preceptor://HOST:PORT`.")
+    address: str = Field(description="`preceptor://HOST:PORT` of any replica, or of the directory.")
+    tenant: str = Field(default="", description="The team; the service is shared fairly between teams.")
     options: ClientOptions = Field(default_factory=ClientOptions, description="Deadlines and limits.")
 
     @model_validator(mode="after")
@@ -98,6 +100,21 @@ class TalkConfig(_Config):
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."
     )
+    compression: Compression = Field(
+        default_factory=Compression,
+        description="How messages, replies and gradients travel; one name, for example int8, means all.",
+    )
+    deterministic: bool = Field(
+        default=False, description="Whether results do not depend, to the last bit, on who else is served."
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Rows of one turn; a batch is several in flight together. null: all."
+    )
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _one_type_for_all(cls, value: object) -> object:
+        return Compression.all(value) if isinstance(value, str) else value
 
 
 class LossWeights(_Config):

@@ -8,7 +8,7 @@ Lives on the background loop; `client` is its synchronous face.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import random
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
+from student_client.backoff import Backoff
 from student_client.errors import (
-    AccessError,
     DeadlineExceededError,
     FrameTooLargeError,
     OverloadedError,
@@ -26,6 +26,7 @@ from student_client.errors import (
     error_of,
 )
 from student_client.inbox import FailedTurnError
+from student_client.replicas import ReplicaFinder
 from student_client.stream import Stream, StreamLostError
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from student_client.options import ClientOptions
-    from student_client.turns import ForwardAnswer, GradientsAnswer, Turn
+    from student_client.turns import CodecSnapshot, ForwardAnswer, GradientsAnswer, Turn
 
 __all__ = ["Conversation"]
 
 AnswerT = TypeVar("AnswerT")
 
 _REPLAYED = (pb.REASON_TURN_UNKNOWN, pb.REASON_CODEC_UNKNOWN)
+_MAX_SEARCH_PAUSE_S = 1.0  # a replica that came back is found again soon
 
 # Its own generator: what the network does must not change the random numbers of the training loop.
 _random = random.Random()
@@ -50,7 +52,7 @@ class Conversation:
     """Talks to a teacher that has one or more replicas.
 
     Args:
-        replicas: `host:port` of each.
+        replicas: `host:port` of replicas or directories to ask for them.
         open_frame: what is agreed with every replica.
         options: deadlines and back-off.
 
@@ -59,13 +61,13 @@ class Conversation:
     """
 
     def __init__(self, replicas: tuple[str, ...], open_frame: pb.Open, options: ClientOptions) -> None:
-        self._replicas = replicas
         self._open_frame = open_frame
         self._options = options
         self._stream: Stream | None = None
         self._retired: list[Stream] = []
         self._opening = asyncio.Lock()
-        self._next_replica = itertools.cycle(_random.sample(replicas, len(replicas)))
+        self._is_closed = False
+        self._finder = ReplicaFinder(_random.sample(replicas, len(replicas)), options)
         self.num_reconnects = -1  # the first stream is none
 
     async def forward(self, turn: Turn) -> ForwardAnswer:
@@ -85,93 +87,129 @@ class Conversation:
         return await self._until_answered(turn, lambda stream: stream.backward(turn, grad_values))
 
     async def close(self) -> None:
-        """Ends all streams."""
+        """Ends all streams; who still waits is told so."""
+        self._is_closed = True
         streams = [*self._retired, *([self._stream] if self._stream else [])]
         self._stream, self._retired = None, []
         for stream in streams:
             await stream.close()
 
+    async def read_ahead(self, turn: Turn) -> ForwardAnswer | None:
+        """Has an Observe that reads ahead served, once; returns None if there is no stream or no room on it.
+
+        Raises:
+            TeacherError: it failed.
+        """
+        stream = await self._open_stream()
+        try:
+            return None if stream is None else await stream.read_ahead(turn)
+        except FailedTurnError as error:
+            raise error_of(error.failed) from None
+        except StreamLostError as error:
+            raise TeacherUnavailableError(str(error)) from None
+
+    async def push_codec(self, codec: CodecSnapshot) -> None:
+        """Sends a version of the codec before a turn needs it, if a stream is open and was sent another.
+
+        What goes wrong here is told to the turn that needs it.
+        """
+        stream = await self._open_stream()
+        if stream is not None:
+            with contextlib.suppress(StreamLostError, FrameTooLargeError):
+                await stream.push_codec(codec)
+
     async def _until_answered(self, turn: Turn, attempt: Callable[[Stream], Awaitable[AnswerT]]) -> AnswerT:
-        deadline_s = time.monotonic() + self._options.deadline_s
-        pause_s = self._options.initial_backoff_s
+        options = self._options
+        deadline_s = time.monotonic() + options.deadline_s
+        backoff = Backoff(options.initial_backoff_s, options.max_backoff_s, deadline_s)
         while True:
             stream = await self._usable_stream(deadline_s)
             try:
                 return await attempt(stream)
             except StreamLostError as error:
-                _raise_if_final(error)
+                self._raise_if_final(error)
+                if self._is_closed:
+                    raise TeacherUnavailableError(str(error)) from None
                 problem: TeacherError = DeadlineExceededError(f"turn {turn.number}: {error}")
             except FailedTurnError as error:
                 problem = error_of(error.failed)
                 if error.failed.reason in _REPLAYED:
                     _raise(stream.codec_failure(turn.codec))
                     stream.forget(error.failed.reason, turn)
-                elif isinstance(problem, OverloadedError):
-                    pause_s = max(pause_s, problem.retry_after_s)
-                else:
+                elif not isinstance(problem, OverloadedError):
                     raise problem from None
-            pause_s = await self._pause(pause_s, deadline_s, problem)
+            finally:
+                if stream in self._retired:
+                    await self._close_retired()
+            await backoff.pause(problem, problem.retry_after_s if isinstance(problem, OverloadedError) else 0)
+
+    async def _open_stream(self) -> Stream | None:
+        """Returns the stream in use, after one that is being opened is; None if there is none."""
+        async with self._opening:
+            return self._stream if self._stream is not None and self._stream.usable else None
 
     async def _usable_stream(self, deadline_s: float) -> Stream:
-        """Returns the stream in use, or opens one at the next replica that takes it."""
+        """Returns the stream in use, or opens one at the first replica that takes it."""
         async with self._opening:
             if self._stream is not None and self._stream.usable:
                 return self._stream
-            if time.monotonic() > deadline_s:  # spent waiting for another turn's attempts
-                raise TeacherUnavailableError("no replica opened a conversation in time")
-            await self._retire()
-            pause_s = self._options.initial_backoff_s
+            if self._stream is not None:
+                self._retired.append(self._stream)
+                self._stream = None
+            await self._close_retired()
+            backoff = Backoff(
+                self._options.initial_backoff_s,
+                min(self._options.max_backoff_s, _MAX_SEARCH_PAUSE_S),
+                deadline_s,
+            )
+            problem: TeacherError = TeacherUnavailableError("no replica opened a conversation in time")
             while True:
-                stream = Stream(next(self._next_replica), self._options)
-                try:
-                    opened = await stream.start(self._open_frame)
-                except (StreamLostError, FailedTurnError) as error:
-                    await stream.close()
-                    problem = _problem_of_opening(error)
-                else:
-                    self._open_frame.expected_fingerprint = opened.teacher.fingerprint
-                    self._stream = stream
-                    self.num_reconnects += 1
-                    return stream
-                pause_s = await self._pause(pause_s, deadline_s, problem)
+                retry_after_s = 0.0
+                for target in await self._finder.find(opens_conversation=True):
+                    if backoff.is_over:  # also if it was spent waiting for another turn's attempts
+                        raise problem
+                    try:
+                        self._stream = await self._open_at(target)
+                    except (StreamLostError, FailedTurnError) as error:
+                        problem = self._problem_of_opening(error)
+                        if isinstance(problem, OverloadedError):
+                            retry_after_s = max(retry_after_s, problem.retry_after_s)
+                    else:
+                        self.num_reconnects += 1
+                        return self._stream
+                await backoff.pause(problem, retry_after_s)
 
-    async def _retire(self) -> None:
-        """Puts the stream in use aside; closes those that nobody waits on any more."""
-        if self._stream is not None:
-            self._retired.append(self._stream)
-            self._stream = None
+    async def _open_at(self, target: str) -> Stream:
+        stream = Stream(target, self._options)
+        try:
+            opened = await stream.start(self._open_frame)
+        except BaseException:
+            await stream.close()
+            raise
+        self._open_frame.expected_fingerprint = opened.teacher.fingerprint
+        return stream
+
+    async def _close_retired(self) -> None:
+        """Closes the streams put aside that nobody waits on any more."""
         for stream in [stream for stream in self._retired if stream.num_pending == 0]:
             self._retired.remove(stream)
             await stream.close()
 
-    async def _pause(self, pause_s: float, deadline_s: float, problem: TeacherError) -> float:
-        """Waits with jitter, or raises `problem` if the deadline comes first; returns the next pause."""
-        wait_s = pause_s * _random.uniform(0.5, 1.0)
-        if time.monotonic() + wait_s > deadline_s:
+    def _problem_of_opening(self, error: StreamLostError | FailedTurnError) -> TeacherError:
+        """Returns the error to raise once the deadline has passed; raises what can't get better."""
+        if isinstance(error, StreamLostError):
+            self._raise_if_final(error)
+            return TeacherUnavailableError(f"no replica opened a conversation in time; the last one: {error}")
+        problem = error_of(error.failed)
+        if not isinstance(problem, OverloadedError | TeacherUnavailableError):
             raise problem
-        await asyncio.sleep(wait_s)
-        return min(pause_s * 2, self._options.max_backoff_s)
+        return problem
 
-
-def _problem_of_opening(error: StreamLostError | FailedTurnError) -> TeacherError:
-    """Returns the error to raise once the deadline has passed; raises what can't get better."""
-    if isinstance(error, StreamLostError):
-        _raise_if_final(error)
-        return TeacherUnavailableError(f"no replica opened a conversation in time; the last one: {error}")
-    problem = error_of(error.failed)
-    if not isinstance(problem, OverloadedError | TeacherUnavailableError):
-        raise problem
-    return problem
-
-
-def _raise_if_final(error: StreamLostError) -> None:
-    """Raises what another attempt can't mend."""
-    if error.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        raise AccessError(str(error)) from None
-    if error.code is grpc.StatusCode.UNIMPLEMENTED:
-        raise TeacherError(f"{error}: no teacher is served there, or one of another version") from None
-    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in str(error):
-        raise FrameTooLargeError(str(error)) from None
+    def _raise_if_final(self, error: StreamLostError) -> None:
+        """Raises what another attempt can't mend."""
+        _raise(self._finder.refusal(error.code, str(error)))
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in str(error):
+            raise FrameTooLargeError(str(error)) from None
 
 
 def _raise(error: TeacherError | None) -> None:

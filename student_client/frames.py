@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from preceptor import wire
+from preceptor import compression, wire
+from preceptor.compression import WireType
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 __all__ = ["TeacherInputs", "exchange_frames", "join_rows", "num_rows", "observe_frames"]
+
+_ELEMENT_BYTES = {
+    WireType.FLOAT32: 4.0,
+    WireType.FLOAT16: 2.0,
+    WireType.BFLOAT16: 2.0,
+    WireType.INT8: 1.0 + 4.0 / compression.BLOCK_SIZE,  # and its share of a block's scale
+}
 
 # Texts, one a row, or tensors by name, the batch first.
 TeacherInputs: TypeAlias = Sequence[str] | Mapping[str, Tensor]
@@ -45,22 +53,21 @@ def exchange_frames(
     mask: Tensor,
     inputs: TeacherInputs | None,
     *,
-    dtype: torch.dtype,
+    wire_type: WireType,
     wants_gradient: bool,
     max_bytes: int,
-) -> tuple[list[pb.Exchange], int]:
+    max_rows: int | None = None,
+) -> list[pb.Exchange]:
     """Builds the Exchange frames of a batch.
 
     Args:
         message: [B, K, M].
         mask: [B, K], bool.
         inputs: of the same B rows, or None.
-        dtype: of the message on the wire.
+        wire_type: of the message on the wire.
         wants_gradient: whether gradients will follow.
         max_bytes: about how large a frame may be.
-
-    Returns:
-        The frames and the number of rows of all but the last.
+        max_rows: rows of a frame at most; None: as many as fit.
 
     Raises:
         ValueError: there are no rows, or they do not match.
@@ -70,19 +77,19 @@ def exchange_frames(
         raise ValueError("hidden_states: got no rows, expected at least one")
     if inputs is not None and num_rows(inputs) != batch:
         raise ValueError(f"inputs: got {num_rows(inputs)} rows, expected {batch} as in hidden_states")
-    row_bytes = message[:1].numel() * dtype.itemsize + mask[:1].numel() + _row_bytes(inputs)
-    rows = _rows_that_fit(batch, row_bytes, max_bytes)
+    message_bytes = math.ceil(message[:1].numel() * _ELEMENT_BYTES[wire_type])
+    row_bytes = message_bytes + mask[:1].numel() + _row_bytes(inputs)
+    rows = _rows_that_fit(min(batch, max_rows or batch), row_bytes, max_bytes)
     full = bool(mask.all())
-    frames = [
+    return [
         pb.Exchange(
-            message=wire.encode(message[start : start + rows], dtype),
+            message=compression.encode(message[start : start + rows], wire_type),
             mask=None if full else wire.encode(mask[start : start + rows]),
             inputs=None if inputs is None else _encode_inputs(inputs, start, start + rows),
             wants_gradient=wants_gradient,
         )
         for start in range(0, batch, rows)
     ]
-    return frames, rows
 
 
 def observe_frames(
@@ -92,6 +99,8 @@ def observe_frames(
     message_mask: Tensor | None,
     wants_gradient: bool,
     max_bytes: int,
+    max_rows: int | None = None,
+    ahead: bool = False,
 ) -> Iterator[pb.Observe]:
     """Yields the Observe frames of a batch.
 
@@ -101,10 +110,12 @@ def observe_frames(
         message_mask: [B, K], bool, or None.
         wants_gradient: whether gradients will follow.
         max_bytes: about how large a frame may be.
+        max_rows: rows of a frame at most; None: as many as fit.
+        ahead: whether the inputs are only to be read ahead.
     """
     batch = num_rows(inputs)
     mask_bytes = 0 if message_mask is None else message_mask[:1].numel()
-    rows = _rows_that_fit(batch, _row_bytes(inputs) + mask_bytes, max_bytes)
+    rows = _rows_that_fit(min(batch, max_rows or batch), _row_bytes(inputs) + mask_bytes, max_bytes)
     numbers = [OBSERVATION_KIND_NUMBERS[kind] for kind in sorted(kinds)]
     for start in range(0, batch, rows):
         yield pb.Observe(
@@ -112,6 +123,7 @@ def observe_frames(
             kinds=numbers,
             mask=None if message_mask is None else wire.encode(message_mask[start : start + rows]),
             wants_gradient=wants_gradient,
+            ahead=ahead,
         )
 
 
@@ -129,9 +141,9 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def _rows_that_fit(batch: int, row_bytes: int, max_bytes: int) -> int:
+def _rows_that_fit(most: int, row_bytes: int, max_bytes: int) -> int:
     frame_bytes = max(max_bytes - 4096, 1)  # room for names and lengths
-    return max(1, min(batch, math.floor(frame_bytes / max(row_bytes, 1))))
+    return max(1, min(most, math.floor(frame_bytes / max(row_bytes, 1))))
 
 
 def _row_bytes(inputs: TeacherInputs | None) -> int:

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from preceptor import wire
+from student_client.credit import Credit
 from student_client.errors import TeacherError
 from student_client.turns import ForwardAnswer, GradientsAnswer
 
@@ -32,12 +33,14 @@ class Inbox:
 
     Attributes:
         opened: the answer to Open.
+        credit: what may be sent.
         codec_failures: codec versions that the replica refused, and why.
         draining: whether the replica asked to move.
     """
 
     def __init__(self) -> None:
         self.opened: asyncio.Future[pb.Opened] = asyncio.get_running_loop().create_future()
+        self.credit = Credit()
         self.codec_failures: dict[int, pb.Failed] = {}
         self.draining = False
         self._forwards: dict[int, asyncio.Future[ForwardAnswer]] = {}
@@ -65,6 +68,7 @@ class Inbox:
         """
         match answer.WhichOneof("frame"):
             case "opened":
+                self.credit.open(answer.opened.credit_bytes)
                 _resolve(self.opened, answer.opened)
             case "reply":
                 reply = answer.reply
@@ -76,6 +80,8 @@ class Inbox:
                 self._take_gradients(answer.gradients)
             case "failed":
                 self._take_failed(answer.failed)
+            case "credit":
+                self.credit.grant(answer.credit.bytes)
             case "draining":
                 self.draining = True
             case _:
@@ -84,7 +90,8 @@ class Inbox:
                 )
 
     def fail_all(self, error: Exception) -> None:
-        """Tells everybody who waits that no answer will come."""
+        """Tells everybody who waits that no answer will come, and that nothing can be sent any more."""
+        self.credit.close(error)
         futures: list[asyncio.Future[Any]] = [
             self.opened,
             *self._forwards.values(),

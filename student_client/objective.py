@@ -22,6 +22,7 @@ from student_client.taps import Taps
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
     from student_client.data import Batch
+    from student_client.pending import PendingObservation, PendingTalk
     from student_client.talk import Talk
 
 __all__ = ["Objective", "Outcome", "build_objective"]
@@ -64,19 +65,28 @@ class Objective(nn.Module):
         paths = {"lower": config.student.lower, "upper": config.student.upper}
         self._taps = Taps(student, {name: path for name, path in paths.items() if path})
 
-    def forward(self, batch: Batch) -> Outcome:
+    def forward(self, batch: Batch, ahead: Batch | None = None) -> Outcome:
         """Computes the loss of a batch.
+
+        All that is asked of the teacher is sent before any answer is waited for, and what does not depend on
+        the student's states before the student computes them.
+
+        Args:
+            batch: the examples.
+            ahead: the next ones, which the teacher may read in the meantime.
 
         Raises:
             TeacherError: the conversation failed; see `student_client.errors`.
         """
+        early = self._start_observe(batch)
         logits = self.student(**batch.student)
         parts = {"task": self._task(logits, batch.labels)}
         if self.talk is not None:
-            seen = self._observe(self.talk, batch)
-            if self.config.losses.talks:
-                parts.update(self._talk(self.talk, batch, seen))
-            parts.update(self._told(logits, batch, seen))
+            seen = early or self._start_observe(batch, after_student=True)
+            heard = self._start_talk(self.talk, batch)
+            if ahead is not None:
+                self.talk.read_ahead(ahead.teacher, self._kinds())
+            parts.update(self._losses(self.talk, batch, logits, seen.result() if seen else {}, heard))
         weights = self.config.losses.model_dump()
         loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         self._taps.clear()
@@ -93,8 +103,8 @@ class Objective(nn.Module):
             return functional.mse_loss(logits.reshape(labels.shape), labels)
         return functional.cross_entropy(logits, labels)
 
-    def _observe(self, talk: TeacherTalk, batch: Batch) -> dict[str, Tensor]:
-        """Asks for all that the losses need of the teacher's own reading."""
+    def _kinds(self) -> set[ObservationKind]:
+        """Returns all that the losses need of the teacher's own reading."""
         weights, kinds = self.config.losses, set()
         if weights.message and self.config.talk.message_target == "models":
             kinds |= {ObservationKind.LOWER_MESSAGE, ObservationKind.UPPER_MESSAGE}
@@ -104,10 +114,52 @@ class Objective(nn.Module):
             kinds.add(ObservationKind.LOGITS)
         if weights.hint:
             kinds.add(ObservationKind.POOLED_STATE)
-        if not kinds:
-            return {}
-        message_mask = talk.message_mask(self._mask(batch)) if weights.talks else None
-        return talk.observe(batch.teacher, kinds, message_mask=message_mask)
+        return kinds
+
+    def _start_observe(self, batch: Batch, *, after_student: bool = False) -> PendingObservation | None:
+        """Asks for what the losses need; None if they need nothing, or the student has to go first."""
+        kinds = self._kinds()
+        if self.talk is None or not kinds:
+            return None
+        message_mask = None
+        if self.config.losses.talks:
+            if not after_student and self.config.student.mask is None:
+                return None  # the states that the student has yet to compute say what the mask is
+            message_mask = self.talk.message_mask(self._mask(batch))
+        return self.talk.start_observe(batch.teacher, kinds, message_mask=message_mask)
+
+    def _start_talk(self, talk: TeacherTalk, batch: Batch) -> PendingTalk | None:
+        """Sends the student's message, if a loss needs the reply."""
+        config, weights = self.config.talk, self.config.losses
+        if not (
+            weights.interact or weights.grounded or (weights.message and config.message_target == "turn")
+        ):
+            return None
+        return talk.start(
+            self._taps["lower"],
+            mask=self._mask(batch),
+            inputs=batch.teacher,
+            num_rounds=config.num_rounds,
+            through_teacher=config.through_teacher,
+        )
+
+    def _losses(
+        self,
+        talk: TeacherTalk,
+        batch: Batch,
+        logits: Tensor,
+        seen: dict[str, Tensor],
+        heard: PendingTalk | None,
+    ) -> dict[str, Tensor]:
+        """Returns all losses but the task's."""
+        parts = {}
+        if heard is not None:
+            parts.update(self._heard(batch, heard.result()))
+        if "lower_message" in seen:
+            parts["message"] = self._message_of_models(talk, batch, seen)
+        if "state_consistency" in seen:
+            parts["state"] = self._state(talk, batch, seen)
+        return {**parts, **self._told(logits, batch, seen)}
 
     def _told(self, logits: Tensor, batch: Batch, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the losses of plain distillation."""
@@ -122,30 +174,18 @@ class Objective(nn.Module):
             parts["hint"] = losses.hint(self.hint_map(pooled), seen["pooled_state"])
         return parts
 
-    def _talk(self, talk: TeacherTalk, batch: Batch, seen: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the losses of talking."""
+    def _heard(self, batch: Batch, heard: Talk) -> dict[str, Tensor]:
+        """Returns the losses of what the student heard."""
         config, weights = self.config.talk, self.config.losses
-        lower, upper, mask = self._taps["lower"], self._taps["upper"], self._mask(batch)
-        parts = {}
-        if weights.interact or weights.grounded or config.message_target == "turn":
-            heard = talk(
-                lower,
-                mask=mask,
-                inputs=batch.teacher,
-                num_rounds=config.num_rounds,
-                through_teacher=config.through_teacher,
-            )
-            decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
-            parts["interact"] = losses.interaction(upper, decoded, None if upper.ndim == 2 else mask)  # noqa: PLR2004
-            if weights.grounded:
-                with self._taps.replaced("upper", heard.decoded):
-                    parts["grounded"] = self._task(self.student(**batch.student), batch.labels)
-            if weights.message and config.message_target == "turn":
-                parts["message"] = self._message_of_turn(heard)
-        if "lower_message" in seen:
-            parts["message"] = self._message_of_models(talk, lower, upper, mask, seen)
-        if "state_consistency" in seen:
-            parts["state"] = self._state(talk, lower, upper, mask, seen)
+        upper, parts = self._taps["upper"], {}
+        decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
+        mask = None if upper.ndim == 2 else self._mask(batch)  # noqa: PLR2004 - rank
+        parts["interact"] = losses.interaction(upper, decoded, mask)
+        if weights.grounded:
+            with self._taps.replaced("upper", heard.decoded):
+                parts["grounded"] = self._task(self.student(**batch.student), batch.labels)
+        if weights.message and config.message_target == "turn":
+            parts["message"] = self._message_of_turn(heard)
         return parts
 
     def _message_of_turn(self, heard: Talk) -> Tensor:
@@ -157,30 +197,28 @@ class Objective(nn.Module):
         ]
         return torch.stack(rounds).mean()
 
-    def _message_of_models(
-        self, talk: TeacherTalk, lower: Tensor, upper: Tensor, mask: Tensor, seen: dict[str, Tensor]
-    ) -> Tensor:
+    def _message_of_models(self, talk: TeacherTalk, batch: Batch, seen: dict[str, Tensor]) -> Tensor:
+        mask = self._mask(batch)
         message_mask = talk.message_mask(mask)
         ends = [
             losses.message_consistency(
-                talk.student_encoder(_sequence(states), mask, message_mask),
+                talk.student_encoder(_sequence(self._taps[tap]), mask, message_mask),
                 seen[name],
                 message_mask,
                 detach_other=self.config.talk.detach_teacher,
             )
-            for states, name in ((lower, "lower_message"), (upper, "upper_message"))
+            for tap, name in (("lower", "lower_message"), ("upper", "upper_message"))
         ]
         return torch.stack(ends).sum()
 
-    def _state(
-        self, talk: TeacherTalk, lower: Tensor, upper: Tensor, mask: Tensor, seen: dict[str, Tensor]
-    ) -> Tensor:
+    def _state(self, talk: TeacherTalk, batch: Batch, seen: dict[str, Tensor]) -> Tensor:
+        mask = self._mask(batch)
         message_mask = talk.message_mask(mask)
         own = [
             losses.state_consistency(
-                talk.student_encoder, talk.student_decoder, _sequence(states), mask, message_mask
+                talk.student_encoder, talk.student_decoder, _sequence(self._taps[tap]), mask, message_mask
             )
-            for states in (lower, upper)
+            for tap in ("lower", "upper")
         ]
         return torch.stack(own).mean() + seen["state_consistency"].mean()
 
@@ -222,6 +260,10 @@ def build_objective(config: TrainConfig, student: nn.Module, example: Batch) -> 
         teacher_dim=teacher_dim,
         reading=config.talk.reading,
         split_layer=config.talk.split_layer,
+        compression=config.talk.compression,
+        deterministic=config.talk.deterministic,
+        tenant=config.teacher.tenant,
+        micro_batch_size=config.talk.micro_batch_size,
         max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
     )
     talk.requires_grad_(config.losses.talks)

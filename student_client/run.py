@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +34,12 @@ class StudentRun:
         rank: this worker's number.
         world_size: workers.
         wrap: makes a module data parallel and puts it on this worker's device.
+        clock: seconds that only grow.
 
     Attributes:
         epoch: epochs done.
         last_valid: the metric on the validation examples after the last epoch.
+        last_waiting_share: the share of the last epoch's step time that was spent waiting for the teacher.
         metric: "accuracy" or "rmse".
 
     Raises:
@@ -50,14 +54,18 @@ class StudentRun:
         rank: int = 0,
         world_size: int = 1,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.metric = "rmse" if config.data.task == "regression" else "accuracy"
         self.epoch = 0
         self.last_valid = math.nan
+        self.last_waiting_share = 0.0
         self.splits = load_splits(config.data, config.seed)
         self._rank = rank
         self._world_size = world_size
+        self._clock = clock
+        self._step_s = 0.0
         torch.manual_seed(config.seed)
         student = build_student(
             config.student, num_classes=len(self.splits.classes), python_path=config.python_path
@@ -96,20 +104,28 @@ class StudentRun:
             rank=self._rank,
             world_size=self._world_size,
         )
-        for batch in batches:
-            yield self._step(batch.to(self._device))
+        waited_s, stepped_s = self._waiting_s, self._step_s
+        for batch, ahead in itertools.pairwise(itertools.chain(batches, [None])):
+            if batch is not None:  # None is only ahead of the last one
+                yield self._step(batch.to(self._device), ahead)
+        self.last_waiting_share = _share(self._waiting_s - waited_s, self._step_s - stepped_s)
         self.epoch += 1
         self._keep_best()
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        outcome = self._parallel(batch)
+    def _step(self, batch: Batch, ahead: Batch | None) -> dict[str, float]:
+        start_s = self._clock()
+        outcome = self._parallel(batch, ahead)
         self._optimizer.zero_grad()
         outcome.loss.backward()
         if self.config.optimizer.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.max_grad_norm)
         self._optimizer.step()
+        if self.objective.talk is not None:
+            self.objective.talk.push_codec()
         self._schedule.step()
-        return {"loss": outcome.loss.item(), **{name: part.item() for name, part in outcome.parts.items()}}
+        losses = {"loss": outcome.loss.item(), **{name: part.item() for name, part in outcome.parts.items()}}
+        self._step_s += self._clock() - start_s
+        return losses
 
     def _keep_best(self) -> None:
         self.last_valid = value = self.evaluate(self.splits.valid)
@@ -152,10 +168,17 @@ class StudentRun:
 
     def conversation_facts(self) -> dict[str, float]:
         """Returns how long the student waited for its teacher and how often it had to reconnect."""
-        if self.objective.talk is None:
-            return {"waiting_s": 0.0, "num_reconnects": 0}
-        handle = self.objective.talk.conversation
-        return {"waiting_s": handle.waiting_s, "num_reconnects": handle.num_reconnects}
+        talk = self.objective.talk
+        return {
+            "waiting_s": self._waiting_s,
+            "waiting_share": _share(self._waiting_s, self._step_s),
+            "num_reconnects": 0 if talk is None else talk.conversation.num_reconnects,
+        }
+
+    @property
+    def _waiting_s(self) -> float:
+        talk = self.objective.talk
+        return 0.0 if talk is None else talk.conversation.waiting_s
 
     def save_student(self, path: Path) -> None:
         """Writes the student alone, as safetensors."""
@@ -197,6 +220,10 @@ class StudentRun:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.epoch = state["epoch"]
         self._best = state["best"]
+
+
+def _share(part_s: float, whole_s: float) -> float:
+    return part_s / whole_s if whole_s else 0.0
 
 
 def _build_optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from preceptor import wire
+from preceptor.compression import Compression, WireType, encode_named
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -77,6 +77,7 @@ class Stream:
         self._held_codecs: deque[int] = deque(maxlen=_MAX_HELD_CODECS)
         self._window = asyncio.Semaphore(1)
         self._max_frame_bytes = options.max_frame_bytes
+        self._gradient_type = WireType.FLOAT32
         self._lost: StreamLostError | None = None
 
     async def start(self, open_frame: pb.Open) -> pb.Opened:
@@ -91,10 +92,11 @@ class Stream:
         try:
             async with asyncio.timeout(self._options.connect_timeout_s):
                 async with self._writing:
-                    await self._write([pb.ConverseRequest(open=open_frame)])
+                    await self._write_free(pb.ConverseRequest(open=open_frame))
                 opened = await self._inbox.opened
         except TimeoutError:
             raise self._lose(f"no answer to open within {self._options.connect_timeout_s:g} s") from None
+        self._gradient_type = Compression.from_proto(open_frame.compression).gradient
         self._window = asyncio.Semaphore(opened.limits.max_turns_in_flight)
         self._max_frame_bytes = min(self._max_frame_bytes, opened.limits.max_frame_bytes)
         return opened
@@ -119,9 +121,8 @@ class Stream:
         """
         self._check_size(turn.frame)
         async with self._window:
-            future = self._inbox.expect_forward(turn.number)
-            await self._send([turn.frame], turn.codec)
-            answer = await self._answer(future, f"turn {turn.number}")
+            with _awaited(self._inbox.expect_forward(turn.number)) as future:
+                answer = await self._ask(turn.frame, turn.codec, future, f"turn {turn.number}")
         self._known_turns.add(turn.number)
         return answer
 
@@ -133,13 +134,39 @@ class Stream:
         """
         if turn.number not in self._known_turns:
             await self.forward(turn)
-        gradients = pb.Backward(turn=turn.number, gradients=wire.encode_named(grad_values))
-        frame = pb.ConverseRequest(backward=gradients)
+        gradients = encode_named(grad_values, self._gradient_type)
+        frame = pb.ConverseRequest(backward=pb.Backward(turn=turn.number, gradients=gradients))
         self._check_size(frame)
         async with self._window:
-            future = self._inbox.expect_gradients(turn.number)
-            await self._send([frame], None)
-            return await self._answer(future, f"gradients of turn {turn.number}")
+            with _awaited(self._inbox.expect_gradients(turn.number)) as future:
+                return await self._ask(frame, None, future, f"gradients of turn {turn.number}")
+
+    async def read_ahead(self, turn: Turn) -> ForwardAnswer | None:
+        """Sends an Observe that reads ahead and waits for it; returns None if there is no room now.
+
+        Turns that somebody waits for come first: it takes no place and no credit that would have to be waited
+        for, and does not give the replica up if there is no answer.
+
+        Raises:
+            StreamLostError, FailedTurnError, FrameTooLargeError: as in `forward`.
+        """
+        self._check_size(turn.frame)
+        if self._window.locked() or not self._inbox.credit.covers(turn.frame.ByteSize()):
+            return None
+        async with self._window:
+            with _awaited(self._inbox.expect_forward(turn.number)) as future:
+                await self._send(turn.frame, None)
+                return await future
+
+    async def push_codec(self, codec: CodecSnapshot) -> None:
+        """Sends a version of the codec before a turn needs it, if the replica was sent an earlier one.
+
+        Raises:
+            StreamLostError, FrameTooLargeError: as in `forward`.
+        """
+        if self._held_codecs:
+            async with self._writing:
+                await self._write_codec(codec)
 
     def forget(self, reason: pb.Reason, turn: Turn) -> None:
         """Notes that the replica no longer knows a turn or codec version, so that it is sent again."""
@@ -155,9 +182,11 @@ class Stream:
 
     async def close(self) -> None:
         """Ends the stream; whoever still waits is told that it is lost."""
+        self._inbox.credit.close(StreamLostError(f"{self.target}: closed by the student"))
         if self._lost is None and self._call is not None:
             with contextlib.suppress(StreamLostError, grpc.RpcError, asyncio.InvalidStateError):
-                await self._send([pb.ConverseRequest(close=pb.Close())], None)
+                async with self._writing:
+                    await self._write_free(pb.ConverseRequest(close=pb.Close()))
                 await self._call.done_writing()
         self._lose("closed by the student")
         if self._reader is not None:
@@ -167,29 +196,48 @@ class Stream:
             self._call.cancel()
         await self._channel.close()
 
-    async def _answer(self, future: asyncio.Future[AnswerT], what: str) -> AnswerT:
+    async def _ask(
+        self,
+        frame: pb.ConverseRequest,
+        codec: CodecSnapshot | None,
+        future: asyncio.Future[AnswerT],
+        what: str,
+    ) -> AnswerT:
+        """Sends a frame and waits for its answer, not longer than `answer_timeout_s` for both together."""
         try:
-            return await asyncio.wait_for(future, self._options.answer_timeout_s)
+            async with asyncio.timeout(self._options.answer_timeout_s):
+                await self._send(frame, codec)
+                return await future
         except TimeoutError:
             raise self._lose(f"no answer to {what} within {self._options.answer_timeout_s:g} s") from None
 
-    async def _send(self, frames: list[pb.ConverseRequest], codec: CodecSnapshot | None) -> None:
-        """Writes frames in one piece, after the codec they need if the replica does not hold it."""
+    async def _send(self, frame: pb.ConverseRequest, codec: CodecSnapshot | None) -> None:
+        """Writes a frame, after the codec it needs if the replica does not hold it; nothing comes between."""
         async with self._writing:
-            if codec is not None and codec.version not in self._held_codecs:
-                parts = list(codec.frames(min(_CODEC_PART_BYTES, self._max_frame_bytes)))
-                for part in parts:
-                    self._check_size(part)
-                await self._write(parts)
-                self._held_codecs.append(codec.version)
-            await self._write(frames)
+            if codec is not None:
+                await self._write_codec(codec)
+            await self._write([frame])
+
+    async def _write_codec(self, codec: CodecSnapshot) -> None:
+        if codec.version in self._held_codecs:
+            return
+        parts = list(codec.frames(min(_CODEC_PART_BYTES, self._max_frame_bytes)))
+        for part in parts:
+            self._check_size(part)
+        await self._write(parts)
+        self._held_codecs.append(codec.version)
 
     async def _write(self, frames: Iterable[pb.ConverseRequest]) -> None:
+        """Writes frames one by one, each as soon as its credit is there."""
+        for frame in frames:
+            await self._inbox.credit.spend(frame.ByteSize())
+            await self._write_free(frame)
+
+    async def _write_free(self, frame: pb.ConverseRequest) -> None:
         if self._lost is not None:
             raise StreamLostError(str(self._lost), self._lost.code)
         try:
-            for frame in frames:
-                await self._call.write(frame)
+            await self._call.write(frame)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise self._lose(*_cause(error)) from None
 
@@ -217,6 +265,16 @@ class Stream:
             self._lost = StreamLostError(f"{self.target}: {cause}", code)
             self._inbox.fail_all(self._lost)
         return StreamLostError(str(self._lost), self._lost.code)
+
+
+@contextlib.contextmanager
+def _awaited(future: asyncio.Future[AnswerT]) -> Iterator[asyncio.Future[AnswerT]]:
+    """Ends the wait for a future however the block ends, also before anybody looked at what it got."""
+    try:
+        yield future
+    finally:
+        if not future.cancel() and not future.cancelled():
+            future.exception()
 
 
 def _cause(error: BaseException) -> tuple[str, grpc.StatusCode | None]:

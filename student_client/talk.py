@@ -4,6 +4,9 @@ Talking Models (arXiv 2310.03188): m = Enc_S(S_lo) goes to the teacher, which an
 r = Enc_T(upper(Dec_T(m))); S'_hi = Dec_S(r). All four encoders and decoders are parameters of this module,
 also the two that run on the service. At inference none of this is needed.
 
+On a narrow wire (`Compression`) rounding is passed straight through: the message's gradient is the one that
+the teacher computed at the message as it arrived, and nothing is differentiated through the rounding.
+
 Shapes: B batch, L positions of the student's sequence, D its width, K positions and M width of a message.
 """
 
@@ -14,20 +17,22 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from preceptor import wire
-from preceptor.codec import CodecSpec, Decoder, Encoder, TeacherCodec, resample
+from preceptor.codec import CodecSpec, Decoder, Encoder, TeacherCodec
+from preceptor.compression import Compression, WireType
 from preceptor.terms import READING_NUMBERS, ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
-from student_client.client import ConversationHandle, TeacherClient
-from student_client.frames import TeacherInputs, exchange_frames, join_rows, observe_frames
-from student_client.remote import differentiable, receive
-from student_client.turns import CodecVersions, Talk
+from student_client.client import TeacherClient
+from student_client.pending import PendingObservation, PendingTalk
+from student_client.sender import Sender
+from student_client.turns import Talk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from student_client.client import PendingTurn
+    from student_client.client import ConversationHandle
+    from student_client.frames import TeacherInputs
     from student_client.options import ClientOptions
+    from student_client.pending import SentTurns
 
 __all__ = ["MAX_FRAME_BYTES", "Talk", "TeacherTalk"]
 
@@ -44,8 +49,12 @@ class TeacherTalk(nn.Module):
         teacher_dim: the width of the teacher's.
         reading: how the teacher takes messages in.
         split_layer: the teacher's talking layer; None: its default.
-        wire_dtype: the floating-point type of messages and replies on the wire.
+        compression: the types in which messages, replies and gradients travel.
+        deterministic: whether results must not depend, in their last bit, on who else is served; it costs
+            the gain of sharing.
+        tenant: the team that talks; the service shares its time fairly between teams.
         max_frame_bytes: larger turns are split by rows.
+        micro_batch_size: rows of one turn at most, so that a batch is several turns in flight together.
     """
 
     def __init__(
@@ -57,22 +66,36 @@ class TeacherTalk(nn.Module):
         teacher_dim: int,
         reading: Reading | str = Reading.REPLACE,
         split_layer: int | None = None,
-        wire_dtype: torch.dtype = torch.float32,
+        compression: Compression | WireType | str = WireType.FLOAT32,
+        deterministic: bool = False,
+        tenant: str = "",
         max_frame_bytes: int = MAX_FRAME_BYTES,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.client = client
         self.spec = spec
         self.student_dim = student_dim
         self.reading = Reading(reading)
-        self.split_layer = split_layer
-        self.wire_dtype = wire_dtype
-        self.max_frame_bytes = max_frame_bytes
+        if not isinstance(compression, Compression):
+            compression = Compression.all(compression)
+        self.compression = compression
+        self._sender = Sender(
+            client,
+            pb.Open(
+                codec=spec.to_proto(),
+                reading=READING_NUMBERS[self.reading],
+                split_layer=split_layer,
+                compression=compression.to_proto(),
+                deterministic=deterministic,
+                tenant=tenant,
+            ),
+            max_frame_bytes=max_frame_bytes,
+            micro_batch_size=micro_batch_size,
+        )
         self.student_encoder = Encoder(spec, student_dim)
         self.student_decoder = Decoder(spec, student_dim)
         self.teacher_codec = TeacherCodec(spec, teacher_dim)
-        self._versions = CodecVersions()
-        self._handle: ConversationHandle | None = None
 
     @classmethod
     def connect(
@@ -85,7 +108,10 @@ class TeacherTalk(nn.Module):
         reading: Reading | str = Reading.REPLACE,
         split_layer: int | None = None,
         hidden_dim: int | None = None,
-        wire_dtype: torch.dtype = torch.float32,
+        compression: Compression | WireType | str = WireType.FLOAT32,
+        deterministic: bool = False,
+        tenant: str = "",
+        micro_batch_size: int | None = None,
         options: ClientOptions | None = None,
     ) -> Self:
         """Asks the teacher what it is and builds the codec that fits.
@@ -98,7 +124,10 @@ class TeacherTalk(nn.Module):
             reading: how the teacher takes messages in.
             split_layer: the teacher's talking layer; None: its default.
             hidden_dim: width of a two-layer codec's middle; None: a linear codec.
-            wire_dtype: the floating-point type on the wire.
+            compression: the types on the wire; one name, for example "int8", means all three.
+            deterministic: as in the class.
+            tenant: as in the class.
+            micro_batch_size: as in the class.
             options: deadlines and limits.
 
         Raises:
@@ -120,7 +149,10 @@ class TeacherTalk(nn.Module):
             teacher_dim=description.teacher.hidden_size,
             reading=reading,
             split_layer=split_layer,
-            wire_dtype=wire_dtype,
+            compression=compression,
+            deterministic=deterministic,
+            tenant=tenant,
+            micro_batch_size=micro_batch_size,
             max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
         )
 
@@ -147,26 +179,32 @@ class TeacherTalk(nn.Module):
             ValueError: an argument does not fit the others.
             TeacherError: see `student_client.errors`.
         """
+        return self.start(
+            hidden_states,
+            mask=mask,
+            inputs=inputs,
+            num_rounds=num_rounds,
+            through_teacher=through_teacher,
+        ).result()
+
+    def start(
+        self,
+        hidden_states: Tensor,
+        *,
+        mask: Tensor | None = None,
+        inputs: TeacherInputs | None = None,
+        num_rounds: int = 1,
+        through_teacher: bool = True,
+    ) -> PendingTalk:
+        """Sends the first round of a talk and returns at once; arguments and errors as in `forward`."""
         self._check(hidden_states, inputs, num_rounds)
-        states = hidden_states[:, None] if hidden_states.ndim == 2 else hidden_states  # noqa: PLR2004 - rank
-        if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        mask = mask.bool()
-        message_mask = self.message_mask(mask)
-        messages, replies, receipts = [], [], []
-        for _ in range(num_rounds):
-            messages.append(self.student_encoder(states, mask, message_mask))
-            with torch.set_grad_enabled(torch.is_grad_enabled() and through_teacher):
-                reply, receipt = self._exchange(messages[-1], message_mask, inputs)
-            replies.append(reply)
-            receipts.extend(receipt)
-            states = resample(self.student_decoder(reply), message_mask, mask)
-        return Talk(
-            tuple(messages),
-            tuple(replies),
-            message_mask,
-            states.reshape(hidden_states.shape),
-            tuple(receipts),
+        return PendingTalk(
+            self,
+            hidden_states,
+            mask=mask,
+            inputs=inputs,
+            num_rounds=num_rounds,
+            through_teacher=through_teacher,
         )
 
     def _check(self, hidden_states: Tensor, inputs: TeacherInputs | None, num_rounds: int) -> None:
@@ -205,83 +243,54 @@ class TeacherTalk(nn.Module):
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        wanted = frozenset(ObservationKind(kind) for kind in kinds)
-        parameters = self._codec_parameters()
-        needs_codec = any(kind.needs_codec for kind in wanted)
-        wants_gradient = needs_codec and self._wants_gradient()
-        frames = observe_frames(
-            inputs,
-            kinds=wanted,
-            message_mask=message_mask,
-            wants_gradient=wants_gradient,
-            max_bytes=self.max_frame_bytes,
-        )
-        pending = [self._send(frame, needs_codec=needs_codec) for frame in frames]
-        device = next(self.parameters()).device
-        parts = [
-            differentiable(turn, None, parameters)[0] if wants_gradient else receive(turn, device)[0]
-            for turn in pending
-        ]
-        return {name: join_rows([part[name] for part in parts]) for name in parts[0]}
+        return self.start_observe(inputs, kinds, message_mask=message_mask).result()
 
-    def _exchange(
-        self, message: Tensor, mask: Tensor, inputs: TeacherInputs | None
-    ) -> tuple[Tensor, list[pb.Receipt]]:
-        """Sends a message, in several turns if it is large, and returns the reply."""
-        parameters = self._codec_parameters()
-        wants_gradient = self._wants_gradient(message)
-        frames, rows = exchange_frames(
-            message,
-            mask,
-            None if self.reading is Reading.REPLACE else inputs,
-            dtype=self.wire_dtype,
-            wants_gradient=wants_gradient,
-            max_bytes=self.max_frame_bytes,
-        )
-        pending = [self._send(frame, needs_codec=True) for frame in frames]
-        replies, receipts = [], []
-        for turn, part in zip(pending, torch.split(message, rows), strict=True):
-            if wants_gradient:
-                values, receipt = differentiable(turn, part, parameters)
-            else:
-                values, receipt = receive(turn, message.device)
-            replies.append(values["reply"].to(message.dtype))
-            receipts.append(receipt)
-        return torch.cat(replies) if len(replies) > 1 else replies[0], receipts
+    def start_observe(
+        self,
+        inputs: TeacherInputs,
+        kinds: Iterable[ObservationKind | str],
+        *,
+        message_mask: Tensor | None = None,
+    ) -> PendingObservation:
+        """Asks what the teacher sees and returns at once; arguments and errors as in `observe`."""
+        return PendingObservation(self._sender.observe(self.teacher_codec, inputs, kinds, message_mask))
 
-    def _send(self, frame: pb.Exchange | pb.Observe, *, needs_codec: bool) -> PendingTurn:
-        return self.conversation.send(
-            frame, self._versions.current(self._codec_parameters()) if needs_codec else None
-        )
+    def read_ahead(self, inputs: TeacherInputs, kinds: Iterable[ObservationKind | str] = ()) -> None:
+        """Has the teacher read the next batch's inputs while it has nothing better to do.
+
+        Returns at once. What goes wrong is dropped: the batch is then read when it is talked about.
+
+        Args:
+            inputs: texts or tensors by name.
+            kinds: what will be observed of them; turns with the same inputs need no kind.
+        """
+        self._sender.read_ahead(inputs, kinds)
+
+    def push_codec(self) -> None:
+        """Sends the codec now, in the background, if it has changed since it was last sent.
+
+        For use after `optimizer.step()`: it then travels during the student's next forward pass.
+        """
+        self._sender.push_codec(self.teacher_codec)
+
+    def send_message(self, message: Tensor, mask: Tensor, inputs: TeacherInputs | None) -> SentTurns:
+        """Sends a message [B, K, M] with its mask [B, K]; for `PendingTalk`."""
+        return self._sender.exchange(self.teacher_codec, message, mask, inputs)
 
     @property
     def conversation(self) -> ConversationHandle:
-        """This process's conversation with the teacher."""
-        if self._handle is None:
-            self._handle = self.client.converse(
-                pb.Open(
-                    codec=self.spec.to_proto(),
-                    reading=READING_NUMBERS[self.reading],
-                    split_layer=self.split_layer,
-                    wire_data_type=wire.from_torch_dtype(self.wire_dtype),
-                )
-            )
-        return self._handle
+        """This process's conversation with the teacher; a copy of this module has one of its own."""
+        return self._sender.conversation
 
-    def _wants_gradient(self, *message: Tensor) -> bool:
-        """Whether gradients of a turn may be asked for."""
-        leaves = (*message, *self.teacher_codec.parameters())
-        return torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    @property
+    def max_frame_bytes(self) -> int:
+        """About how large a frame may be; larger turns are split by rows."""
+        return self._sender.max_frame_bytes
 
-    def _codec_parameters(self) -> dict[str, Tensor]:
-        return dict(self.teacher_codec.named_parameters())
+    @max_frame_bytes.setter
+    def max_frame_bytes(self, num_bytes: int) -> None:
+        self._sender.max_frame_bytes = num_bytes
 
     def close(self) -> None:
         """Ends the conversation; the next turn starts another."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leaves the connection behind: a copy, also in another process, opens its own."""
-        return {**self.__dict__, "_handle": None, "_versions": CodecVersions()}
+        self._sender.close()

@@ -196,7 +196,7 @@ def _train_epochs(run: StudentRun, rank: int, digest: str) -> None:
                 seconds=time.monotonic() - start_s,
                 valid=run.last_valid,
                 metric=run.metric,
-                **run.conversation_facts(),
+                **{**run.conversation_facts(), "waiting_share": run.last_waiting_share},
                 losses=means,
             )
         if run.epoch % config.checkpoint_every_epochs == 0 and run.epoch < config.epochs:

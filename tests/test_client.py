@@ -225,7 +225,7 @@ def test_what_no_retry_can_mend_is_raised_at_once(
 
 
 def test_two_threads_share_a_conversation(server: ToyServer, connect: Callable[..., TeacherTalk]) -> None:
-    talk = connect(server.address)
+    talk = connect(server.address, deterministic=True)  # else rounding depends on who shares a batch
     batches = [torch.randn(2, 4, STUDENT_DIM) for _ in range(8)]
     expected = [talk(batch).decoded for batch in batches]
     with ThreadPoolExecutor(2) as pool:
@@ -248,6 +248,23 @@ def test_closing_ends_the_conversation_and_the_next_turn_starts_another(
     assert torch.equal(talk(_states()).decoded, first.decoded)
 
 
+def test_a_turn_in_flight_learns_that_its_conversation_was_closed(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    server = start_server()
+    talk = connect(server.address)
+    talk(_states())
+    server.queue.await_arrivals()
+    server.queue.gate.clear()
+    pending = talk.start(_states())
+    server.queue.await_arrivals()
+    talk.close()
+    with pytest.raises(TeacherUnavailableError, match="closed by the student"):
+        pending.result()
+    server.queue.gate.set()
+    server.wait_until(lambda: not server.servicer._outboxes)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda talk: pickle.loads(pickle.dumps(talk))])  # noqa: S301
 def test_a_copy_of_a_talk_has_a_conversation_of_its_own(
     server: ToyServer, connect: Callable[..., TeacherTalk], copied: Callable[[TeacherTalk], TeacherTalk]
@@ -255,7 +272,7 @@ def test_a_copy_of_a_talk_has_a_conversation_of_its_own(
     talk = connect(server.address)
     expected = talk(_states()).decoded
     twin = copied(talk)
-    assert twin._handle is None
+    assert twin._sender._handle is None
     assert torch.equal(twin(_states()).decoded, expected)
     with torch.no_grad():
         for parameter in twin.parameters():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from preceptor import wire
+from preceptor.compression import WireType
 from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
@@ -155,10 +156,15 @@ def test_batches_are_split_by_rows() -> None:
     message, mask = torch.randn(5, 2, 3), torch.ones(5, 2, dtype=torch.bool)
     inputs = {"ids": torch.arange(20).reshape(5, 4)}
     row_bytes = 2 * 3 * 4 + 2 + 4 * 8
-    frames, rows = exchange_frames(
-        message, mask, inputs, dtype=torch.float32, wants_gradient=True, max_bytes=4096 + 2 * row_bytes
+    frames = exchange_frames(
+        message,
+        mask,
+        inputs,
+        wire_type=WireType.FLOAT32,
+        wants_gradient=True,
+        max_bytes=4096 + 2 * row_bytes,
     )
-    assert (rows, [frame.message.shape[0] for frame in frames]) == (2, [2, 2, 1])
+    assert [frame.message.shape[0] for frame in frames] == [2, 2, 1]
     parts = [wire.decode(frame.message, field="x") for frame in frames]
     assert torch.equal(torch.cat(parts), message)
     parts = [wire.decode_named(frame.inputs.tensors, field="x")["ids"] for frame in frames]
@@ -169,12 +175,37 @@ def test_batches_are_split_by_rows() -> None:
 
 def test_a_row_that_fits_no_frame_goes_alone() -> None:
     message, mask = torch.randn(2, 2, 3), torch.tensor([[True, False], [True, True]])
-    frames, rows = exchange_frames(
-        message, mask, None, dtype=torch.float16, wants_gradient=False, max_bytes=1
+    frames = exchange_frames(
+        message, mask, None, wire_type=WireType.FLOAT16, wants_gradient=False, max_bytes=1
     )
-    assert (rows, len(frames)) == (1, 2)
+    assert len(frames) == 2
     assert [wire.decode(frame.mask, field="x").tolist() for frame in frames] == mask[:, None].tolist()
     assert {frame.message.data_type for frame in frames} == {tensors.DATA_TYPE_FLOAT16}
+
+
+def test_a_batch_is_split_into_micro_batches() -> None:
+    message, mask = torch.randn(5, 2, 3), torch.ones(5, 2, dtype=torch.bool)
+    frames = exchange_frames(
+        message,
+        mask,
+        None,
+        wire_type=WireType.INT8,
+        wants_gradient=True,
+        max_bytes=1 << 20,
+        max_rows=2,
+    )
+    assert [frame.message.shape[0] for frame in frames] == [2, 2, 1]
+    assert {frame.message.data_type for frame in frames} == {tensors.DATA_TYPE_INT8_BLOCKS}
+    ahead = observe_frames(
+        ["a", "b", "c"],
+        kinds=[ObservationKind.LOGITS],
+        message_mask=None,
+        wants_gradient=False,
+        max_bytes=1 << 20,
+        max_rows=2,
+        ahead=True,
+    )
+    assert [(len(frame.inputs.texts), frame.ahead) for frame in ahead] == [(2, True), (1, True)]
 
 
 def test_texts_are_split_by_rows_too() -> None:
@@ -191,7 +222,7 @@ def test_texts_are_split_by_rows_too() -> None:
 
 def test_batches_without_rows_or_of_different_rows_are_refused() -> None:
     mask = torch.ones(2, 2, dtype=torch.bool)
-    fields = {"dtype": torch.float32, "wants_gradient": True, "max_bytes": 1 << 20}
+    fields = {"wire_type": WireType.FLOAT32, "wants_gradient": True, "max_bytes": 1 << 20}
     with pytest.raises(ValueError, match="inputs: got 3 rows, expected 2 as in hidden_states"):
         exchange_frames(torch.ones(2, 2, 3), mask, ["a", "b", "c"], **fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="hidden_states: got no rows, expected at least one"):

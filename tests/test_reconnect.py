@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,12 @@ IMPATIENT = ClientOptions(deadline_s=0.5, initial_backoff_s=0.01)
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(4) as pool:
         yield pool
+
+
+@pytest.fixture
+def connect(connect: Callable[..., TeacherTalk]) -> Callable[..., TeacherTalk]:
+    """Connects so that what is equal is equal to the last bit, whoever shares a batch."""
+    return partial(connect, deterministic=True)
 
 
 def _states() -> torch.Tensor:
@@ -176,27 +183,43 @@ def test_another_teacher_at_the_same_address_is_refused(
         talk(_states())
 
 
+def _fill(server: ToyServer, talk: TeacherTalk, pool: ThreadPoolExecutor) -> list[Future[torch.Tensor]]:
+    """Has one turn held by the teacher and one waiting, which is all the room there is."""
+    server.queue.gate.clear()
+    pending = []
+    for _ in range(2):
+        pending.append(pool.submit(lambda: talk(_states()).decoded))
+        server.queue.await_arrivals()
+        if len(pending) == 1:
+            server.wait_until(lambda: server.queue.num_queued_tokens == 0)
+    return pending
+
+
 def test_overloaded_turns_are_sent_again(
     start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk], pool: ThreadPoolExecutor
 ) -> None:
-    server = start_server(max_queued_turns=1)
+    server = start_server(max_queued_tokens=1)
     talk = connect(server.address)
     expected = talk(_states()).decoded
-    server.queue.gate.clear()
-    pending: list[Future[torch.Tensor]] = [pool.submit(lambda: talk(_states()).decoded) for _ in range(3)]
-    server.queue.await_refusals()  # one is held, one waits, one finds no room
+    server.queue.await_arrivals()
+    pending = _fill(server, talk, pool)
+    pending.append(pool.submit(lambda: talk(_states()).decoded))
+    server.queue.await_refusals()
     server.queue.gate.set()
     assert all(torch.equal(each.result(60), expected) for each in pending)
     assert talk.conversation.num_reconnects == 0
 
 
 def test_a_teacher_that_never_has_room_is_overloaded(
-    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk], pool: ThreadPoolExecutor
 ) -> None:
-    talk = connect(start_server(max_queued_turns=0).address, options=IMPATIENT)
-    with pytest.raises(OverloadedError, match="the teacher's queue: got one more turn") as caught:
-        talk(_states())
-    assert caught.value.retry_after_s == pytest.approx(0.1)
+    server = start_server(max_queued_tokens=1)
+    pending = _fill(server, connect(server.address), pool)
+    with pytest.raises(OverloadedError, match="the teacher's queue: got 4 tokens more than 4") as caught:
+        connect(server.address, options=IMPATIENT)(_states())
+    assert caught.value.retry_after_s > 0
+    server.queue.gate.set()
+    assert all(each.result(60).shape == _states().shape for each in pending)
     full = start_server(max_conversations=0)
     with pytest.raises(OverloadedError, match="conversations: got one more, expected at most 0"):
         connect(full.address, options=IMPATIENT)(_states())

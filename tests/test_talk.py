@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from preceptor import wire
 from preceptor.codec import resample
+from preceptor.compression import WireType, encode
 from preceptor.distance import state_distance
 from preceptor.terms import ObservationKind, Reading
 from tests.local_talk import SPLIT_LAYER, Heard, assert_close, gradients_of, local_talk, loss_of
@@ -25,8 +27,13 @@ if TYPE_CHECKING:
 
 BATCH, LENGTH = 3, 4
 FLOAT32 = 1e-6
-# Relative to the largest value of each tensor; half-precision types round messages, replies and gradients.
-TOLERANCES = {torch.float32: FLOAT32, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# Relative to the largest value of each tensor; narrow types round messages, replies and gradients.
+TOLERANCES = {
+    WireType.FLOAT32: FLOAT32,
+    WireType.FLOAT16: 4e-3,
+    WireType.BFLOAT16: 3e-2,
+    WireType.INT8: 3e-2,
+}
 RAGGED = torch.tensor([[True, True, True, False], [True, False, False, False], [True] * 4])
 READINGS = list(Reading)
 INPUTS = {"ids": ids(BATCH, 5)}
@@ -80,21 +87,22 @@ def test_remote_is_local(
     _compare(talk, heard, expected, states, target, mask)
 
 
-@pytest.mark.parametrize("wire_dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("wire_type", TOLERANCES)
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_narrow_wire_is_local_within_its_precision(
     server: ToyServer,
     connect: Callable[..., TeacherTalk],
     tiny_teacher: Teacher,
     reading: Reading,
-    wire_dtype: torch.dtype,
+    wire_type: WireType,
 ) -> None:
-    talk = connect(server.address, reading=reading, hidden_dim=5, wire_dtype=wire_dtype)
+    talk = connect(server.address, reading=reading, hidden_dim=5, compression=wire_type)
     states, target = _batch()
     heard = talk(states, inputs=INPUTS)
     expected = local_talk(talk, tiny_teacher, states, inputs=INPUTS)
-    assert torch.equal(heard.replies[0], heard.replies[0].to(wire_dtype).float())
-    _compare(talk, heard, expected, states, target, tolerance=TOLERANCES[wire_dtype])
+    arrived = wire.decode(encode(heard.replies[0], wire_type), field="reply")
+    assert_close(heard.replies[0], arrived, FLOAT32)  # it was rounded, and rounding it again changes nothing
+    _compare(talk, heard, expected, states, target, tolerance=TOLERANCES[wire_type])
 
 
 @pytest.mark.parametrize("reading", READINGS)
