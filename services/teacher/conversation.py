@@ -8,7 +8,6 @@ gRPC nor Ray.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +27,7 @@ from services.teacher.errors import (
     failure_of,
     internal_failure,
 )
+from services.teacher.handover import Handover
 from services.teacher.turns import KeptTurn, TurnShelf
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Conversation:
         self, number: int, future: Future[ResultT], answer: Callable[[ResultT], None], cost: int
     ) -> None:
         """Has a turn answered on the event loop once it is computed."""
-        loop = asyncio.get_running_loop()
+        handover = Handover.to(asyncio.get_running_loop())
         self._pending.add(future)  # type: ignore[arg-type]
         self._idle.clear()
 
@@ -227,11 +227,7 @@ class Conversation:
             if not self._pending:
                 self._idle.set()
 
-        def done(_: Future[ResultT]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone, nobody waits
-                loop.call_soon_threadsafe(finish)
-
-        future.add_done_callback(done)
+        future.add_done_callback(lambda _: handover.call(finish))
 
     def _answer_forward(self, number: int, kept: KeptTurn, result: ForwardResult) -> None:
         if self._turns.find(number) is not kept:  # dropped before it was computed: no gradients can come

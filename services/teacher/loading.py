@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ def load_engine(config: ServiceConfig) -> Engine:
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = getattr(torch, config.dtype) if config.dtype else default
     engine = build_engine(load_teacher(config, device, dtype), config)
+    # A million objects of torch and transformers are here to stay; the collector need not look at them again
+    # while turns wait.
+    gc.collect()
+    gc.freeze()
     engine.start()
     return engine
 

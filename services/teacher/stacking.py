@@ -42,8 +42,7 @@ class StackedCodecs:
             # gradients of one leaf could not be told apart. They always require one, since matmul rounds
             # otherwise (and is slower) for those that don't.
             self.parameters = {
-                name: parameter.detach().requires_grad_()
-                for name, parameter in codecs[0].named_parameters()
+                name: parameter.detach().requires_grad_() for name, parameter in codecs[0].named_parameters()
             }
             return
         states = [dict(codec.named_parameters()) for codec in codecs]
