@@ -1,44 +1,66 @@
-"""The teacher's servicer and engine on a bare `grpc.aio` server: what Ray Serve is measured against.
+"""The teacher's servicer and engine on a bare `grpc.aio` server: what benchmarks measure without Ray.
 
-    python -m benchmarks.bare_server CONFIG.json
+    python -m benchmarks.bare_server CONFIG.json [--engine serial] [--profile FOLDER]
 
-Serves until its standard input is closed, so it never outlives who started it.
+Serves until its standard input is closed, so it never outlives who started it. The engine `serial` is the
+teacher shared the simple way, as Petals does: first come, first served, no turns computed together, and each
+backward pass computes its forward pass again.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import cProfile
+import pstats
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
+import torch
 
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
 from services.teacher.local import wait_until_ready
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["bare_server"]
+    from services.teacher.engine import Engine
+    from services.teacher.families.base import Teacher
+
+__all__ = ["bare_server", "load_alone"]
 
 _READY_TIMEOUT_S = 120.0
+_MAX_QUEUED_TURNS = 1024
+_COMPUTE_THREAD = "teacher-compute"
 
 
 @contextlib.contextmanager
-def bare_server(config: ServiceConfig, folder: Path) -> Iterator[str]:
+def bare_server(
+    config: ServiceConfig,
+    folder: Path,
+    *,
+    engine: Literal["shared", "serial"] = "shared",
+    profile: Path | None = None,
+) -> Iterator[str]:
     """Runs a server in a process of its own while open; yields its `host:port`.
 
     Args:
         config: as for Ray Serve, with a port of its own.
         folder: where the config is written to.
+        engine: the service's own, or the simple one that it is compared with.
+        profile: where profiles of its threads are written to at the end; None: nowhere.
     """
-    path = folder / "bare_server.json"
+    path = folder / f"bare_server_{config.port}.json"
     path.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "benchmarks.bare_server", str(path)]
+    command = [sys.executable, "-m", "benchmarks.bare_server", str(path), "--engine", engine]
+    if profile is not None:
+        command += ["--profile", str(profile)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
         try:
             wait_until_ready(config, _READY_TIMEOUT_S)
@@ -47,12 +69,37 @@ def bare_server(config: ServiceConfig, folder: Path) -> Iterator[str]:
             process.communicate()
 
 
-async def _serve(config: ServiceConfig) -> None:
-    # Imported by the server's process only; brings Ray along, but starts none.
-    from services.teacher.app import load_engine
+def load_alone(config: ServiceConfig) -> Teacher:
+    """Loads a config's teacher into this process, with the device and type that a service would take."""
+    from services.teacher.families import load_teacher
+
+    device = torch.device("cuda" if config.num_gpus > 0 else "cpu")
+    torch.set_num_threads(config.num_threads)
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return load_teacher(config, device, getattr(torch, config.dtype) if config.dtype else default)
+
+
+def _load_engine(config: ServiceConfig, kind: str) -> Engine:
+    # Imported by the server's process only.
+    from services.teacher.loading import load_engine
+
+    if kind == "shared":
+        return load_engine(config)
+    from services.teacher.engine import Engine
+    from services.teacher.fifo import FifoQueue
+    from services.teacher.graphs import GraphStore
+    from services.teacher.teaching import Teaching
+
+    queue = FifoQueue(_MAX_QUEUED_TURNS)
+    engine = Engine(Teaching(load_alone(config), None), queue=queue, graphs=GraphStore(max_bytes=0))
+    engine.start()
+    return engine
+
+
+async def _serve(config: ServiceConfig, kind: str) -> None:
     from services.teacher.servicer import TeacherServicer
 
-    engine = load_engine(config)
+    engine = _load_engine(config, kind)
     limit = config.limits.max_frame_bytes
     server = grpc.aio.server(
         options=[("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
@@ -62,9 +109,48 @@ async def _serve(config: ServiceConfig) -> None:
     server.add_insecure_port(f"{config.host}:{config.port}")
     await server.start()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.stop(grace=None)
+    await server.stop(grace=0.5)
     engine.stop()
 
 
+def _profiled(serve: Callable[[], None], folder: Path) -> None:
+    """Serves under one profiler for the event loop's thread and one for the compute thread.
+
+    Two at a time need CPython 3.11. A profiler slows Python down, tensors hardly: read the shares.
+    """
+    profiles = {"loop": cProfile.Profile(), "compute": cProfile.Profile()}
+
+    def enable_in_compute_thread(*_: Any) -> None:
+        sys.setprofile(None)
+        if threading.current_thread().name == _COMPUTE_THREAD:
+            profiles["compute"].enable()
+
+    threading.setprofile(enable_in_compute_thread)
+    profiles["loop"].runcall(serve)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, profile in profiles.items():
+        profile.dump_stats(folder / f"{name}.prof")
+        with (folder / f"{name}.txt").open("w") as file:
+            for order in ("tottime", "cumulative"):
+                pstats.Stats(profile, stream=file).sort_stats(order).print_stats(50)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bare_server")
+    parser.add_argument("config", type=Path, help="a ServiceConfig, JSON")
+    parser.add_argument("--engine", choices=["shared", "serial"], default="shared")
+    parser.add_argument("--profile", type=Path, help="a folder to write profiles of both threads to")
+    options = parser.parse_args()
+    config = ServiceConfig.model_validate_json(options.config.read_text())
+
+    def serve() -> None:
+        asyncio.run(_serve(config, options.engine))
+
+    if options.profile is None:
+        serve()
+    else:
+        _profiled(serve, options.profile)
+
+
 if __name__ == "__main__":
-    asyncio.run(_serve(ServiceConfig.model_validate_json(Path(sys.argv[1]).read_text())))
+    _main()

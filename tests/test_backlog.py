@@ -32,30 +32,30 @@ def _tenants(batch: list[Work]) -> Counter[str]:
 
 def test_a_batch_takes_tenants_in_turn() -> None:
     backlog = _backlog(*(work_of(tenant) for tenant in "aaabbbccc"))
-    assert _tenants(backlog.take(60, 3)) == {"a": 20, "b": 20, "c": 20}
-    assert (len(backlog), backlog.num_tokens, backlog.tenants) == (3, 30, {"a", "b", "c"})
-    assert _tenants(backlog.take(60, 3)) == {"a": 10, "b": 10, "c": 10}
-    assert (len(backlog), backlog.num_tokens, backlog.tenants) == (0, 0, set())
+    assert _tenants(backlog.take(60, ())) == {"a": 20, "b": 20, "c": 20}
+    assert (len(backlog), backlog.num_tokens) == (3, 30)
+    assert _tenants(backlog.take(60, ())) == {"a": 10, "b": 10, "c": 10}
+    assert (len(backlog), backlog.num_tokens) == (0, 0)
 
 
 def test_a_heavy_tenant_takes_its_share_of_a_batch_and_no_more() -> None:
     heavy = [work_of("heavy") for _ in range(30)]
     backlog = _backlog(*heavy, work_of("light"))
-    assert _tenants(backlog.take(100, 2)) == {"heavy": 50, "light": 10}
-    assert _tenants(backlog.take(100, 4)) == {"heavy": 30}  # less than 25 does not end it
-    assert _tenants(backlog.take(100, 1)) == {"heavy": 100}
+    assert _tenants(backlog.take(100, ())) == {"heavy": 50, "light": 10}
+    assert _tenants(backlog.take(100, {"x", "y", "z"})) == {"heavy": 30}  # less than 25 does not end it
+    assert _tenants(backlog.take(100, ())) == {"heavy": 100}
 
 
 def test_the_first_piece_is_taken_whatever_its_size() -> None:
     backlog = _backlog(work_of("a", 500), work_of("b", 10))
-    assert [work.turn.num_tokens for work in backlog.take(100, 1)] == [500]
-    assert [work.turn.num_tokens for work in backlog.take(100, 1)] == [10]
+    assert [work.turn.num_tokens for work in backlog.take(100, ())] == [500]
+    assert [work.turn.num_tokens for work in backlog.take(100, ())] == [10]
 
 
 def test_what_does_not_fit_waits_and_smaller_work_of_others_goes() -> None:
     backlog = _backlog(work_of("a", 60), work_of("b", 60), work_of("c", 30))
-    assert _tenants(backlog.take(100, 1)) == {"a": 60, "c": 30}
-    assert _tenants(backlog.take(100, 1)) == {"b": 60}
+    assert _tenants(backlog.take(100, ())) == {"a": 60, "c": 30}
+    assert _tenants(backlog.take(100, ())) == {"b": 60}
 
 
 def test_only_one_kind_is_computed_at_a_time() -> None:
@@ -64,7 +64,7 @@ def test_only_one_kind_is_computed_at_a_time() -> None:
     )
     kinds = []
     while len(backlog):
-        kinds.append([(work.turn.split_layer, type(work)) for work in backlog.take(100, 3)])
+        kinds.append([(work.turn.split_layer, type(work)) for work in backlog.take(100, ())])
     assert sorted(map(len, kinds)) == [1, 1, 2]
     assert all(len(set(kind)) == 1 for kind in kinds)
 
@@ -73,9 +73,15 @@ def test_weights_are_shares_of_service() -> None:
     backlog = _backlog(*(work_of(tenant) for tenant in "ab" * 40), weights={"a": 3.0})
     served: Counter[str] = Counter()
     for _ in range(10):
-        served += _tenants(backlog.take(40, 1))
+        served += _tenants(backlog.take(40, ()))
     assert abs(served["a"] - 300) <= 10
     assert served["a"] + served["b"] == 400
+
+
+def test_a_pass_is_shared_by_weight() -> None:
+    backlog = _backlog(*(work_of(tenant) for tenant in "ab" * 40), weights={"a": 3.0})
+    assert _tenants(backlog.take(40, ())) == {"a": 30, "b": 10}
+    assert _tenants(backlog.take(40, {"c"})) == {"a": 30, "b": 10}  # 8 for c; the last turn may go over
 
 
 def test_backward_passes_cost_more_and_recomputed_ones_most() -> None:
@@ -85,17 +91,17 @@ def test_backward_passes_cost_more_and_recomputed_ones_most() -> None:
     assert num_charged_tokens(forward, recomputed=False) == 10
     assert again == kept + 10 > kept > 10
     backlog = _backlog(backward, work_of("b", 10), work_of("a", 10), work_of("b", 10))
-    assert [_tenants(backlog.take(10, 1)) for _ in range(4)] == [{"a": 10}, {"b": 10}, {"b": 10}, {"a": 10}]
+    assert [_tenants(backlog.take(10, ())) for _ in range(4)] == [{"a": 10}, {"b": 10}, {"b": 10}, {"a": 10}]
 
 
 def test_no_turn_overtakes_another_of_its_conversation() -> None:
     first = work_of("a", 60, "talk")
     blocked, free = work_of("a", 10, "talk"), work_of("a", 10, "other")
     backlog = _backlog(work_of("_", 50), first, blocked, free)  # of the same share, so "_" is first
-    batch = backlog.take(100, 1)
+    batch = backlog.take(100, ())
     assert blocked not in batch
     assert free in batch
-    assert backlog.take(100, 1) == [first, blocked]
+    assert backlog.take(100, ()) == [first, blocked]
 
 
 pieces = st.builds(
@@ -108,16 +114,21 @@ pieces = st.builds(
 )
 
 
-@given(st.lists(pieces, min_size=1, max_size=25), st.integers(1, 100), st.integers(1, 5), st.data())
+@given(
+    st.lists(pieces, min_size=1, max_size=25),
+    st.integers(1, 100),
+    st.sets(st.sampled_from("abcde")),
+    st.data(),
+)
 def test_everything_that_was_put_is_taken_once_and_in_order(
-    works: list[Work], max_tokens: int, num_tenants: int, data: st.DataObject
+    works: list[Work], max_tokens: int, active: set[str], data: st.DataObject
 ) -> None:
     backlog, waiting, taken = _backlog(), list(works), list[Work]()
     while waiting or len(backlog):
         for _ in range(data.draw(st.integers(0 if len(backlog) else 1, 4))):
             if waiting:
                 backlog.put(waiting.pop(0))
-        batch = backlog.take(max_tokens, num_tenants)
+        batch = backlog.take(max_tokens, active)
         assert batch
         assert len(batch) == 1 or sum(work.turn.num_tokens for work in batch) <= max_tokens
         assert len({(work.turn.split_layer, type(work)) for work in batch}) == 1

@@ -13,8 +13,9 @@ from preceptor.codec import CodecSpec
 from preceptor.terms import ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
-from services.teacher.engine import Engine, FifoQueue
+from services.teacher.engine import Engine
 from services.teacher.errors import Status
+from services.teacher.fifo import FifoQueue
 from services.teacher.graphs import GraphStore
 from services.teacher.loading import build_engine
 from services.teacher.teaching import Teaching

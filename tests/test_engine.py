@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from preceptor.terms import ObservationKind, Reading
-from services.teacher.engine import Engine, FifoQueue
+from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
+from services.teacher.fifo import FifoQueue
 from services.teacher.graphs import GraphStore
 from services.teacher.teaching import Teaching
 from services.teacher.work import ForwardWork

@@ -72,7 +72,10 @@ class _Late:
         self.waiting: list[Callable[[], None]] = []
 
     def deliver(
-        self, values: Sequence[dict[str, torch.Tensor]], then: Callable[[list[dict[str, torch.Tensor]]], None]
+        self,
+        values: Sequence[dict[str, torch.Tensor]],
+        then: Callable[[list[dict[str, torch.Tensor]]], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self.waiting.append(lambda: then([dict(each) for each in values]))
 

@@ -9,8 +9,9 @@ import pytest
 
 from preceptor.terms import ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.engine import Engine, FifoQueue
+from services.teacher.engine import Engine
 from services.teacher.errors import Status
+from services.teacher.fifo import FifoQueue
 from services.teacher.graphs import GraphStore
 from services.teacher.teaching import Teaching
 from services.teacher.turns import KeptTurn, TurnShelf
@@ -178,7 +179,7 @@ def test_an_input_that_was_read_ahead_costs_nothing_later(engine: Engine, readin
         assert (len(ahead.values), ahead.receipt.num_cached_rows) == (0, 0)
         later = (exchange(2, inputs=inputs), observe(3, (ObservationKind.LOGITS,), inputs=inputs))
         assert _read_rows([desk.ask(frame) for frame in later]) == [2, 2]
-        assert desk.ask(backward(1)).failed.reason == pb.REASON_FIELD_INVALID  # it wants no gradient
+        assert desk.ask(backward(1)).failed.reason == pb.REASON_TURN_UNKNOWN  # nothing can follow it
         assert engine.graphs.num_bytes > 0
     with OtherDesk(engine) as other:  # of another tenant
         other.say(opening(reading=reading), set_codec())

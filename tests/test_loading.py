@@ -93,7 +93,7 @@ def test_the_queue_keeps_to_the_configs_sizes_and_weights(tmp_path: Path, tiny_t
         tenant = "rich" if number % 2 else "poor"
         queue.admit(ForwardWork(exchange_turn(tiny_teacher, speaker=speaker_of(tenant)), 0.0))
     with pytest.raises(OverloadedError, match="got 4 tokens more than 80, expected at most 80"):
-        queue.admit(ForwardWork(exchange_turn(tiny_teacher), 0.0))
+        queue.admit(ForwardWork(exchange_turn(tiny_teacher, speaker=speaker_of("poor")), 0.0))
     first = [(queue.next_batch() or [])[0].turn.speaker.tenant for _ in range(8)]
     assert first.count("rich") == 6
 

@@ -183,7 +183,7 @@ def test_a_turn_larger_than_the_room_is_taken_by_an_empty_queue() -> None:
     teacher = IdleTeacher(max_queued_tokens=10)
     teacher.come(teacher.turn("a", 500))
     with pytest.raises(OverloadedError):
-        teacher.come(teacher.turn("b", 1))
+        teacher.come(teacher.turn("a", 1))
     assert len(teacher.compute() or []) == 1
     teacher.come(teacher.turn("b", 1))
 
@@ -195,7 +195,28 @@ def test_gradients_that_wait_count_as_queued() -> None:
     teacher.compute()
     teacher.come(teacher.gradients(turns[0]), teacher.gradients(turns[1]))
     with pytest.raises(OverloadedError):
-        teacher.come(teacher.turn("c"))
+        teacher.come(teacher.turn("a"))
+
+
+def test_nobody_is_kept_out_by_the_backlog_of_another() -> None:
+    teacher = IdleTeacher(max_queued_tokens=100)
+    teacher.come(*(teacher.turn("heavy", 10, f"heavy-{number}") for number in range(10)))
+    with pytest.raises(OverloadedError):
+        teacher.come(teacher.turn("heavy"))
+    teacher.come(*(teacher.turn("light", 10, f"light-{number}") for number in range(5)))
+    with pytest.raises(OverloadedError):
+        teacher.come(teacher.turn("light"))  # it has its half
+    assert teacher.queue.num_queued_tokens == 150
+
+
+def test_batches_that_nobody_waited_for_say_nothing_of_the_rate() -> None:
+    teacher = IdleTeacher(max_queued_tokens=1000)
+    teacher.step("a")
+    queue, cancelled = teacher.queue, teacher.turn("a", 900)
+    known_s = queue._retry_after_s(500)
+    assert cancelled.future.cancel()
+    queue.finished([cancelled], 1e-6)
+    assert queue._retry_after_s(500) == known_s
 
 
 def test_a_closed_queue_gives_out_what_it_has_without_waiting() -> None:

@@ -52,6 +52,18 @@ def test_conversations_that_are_gone_are_not_waited_for() -> None:
     assert teacher.clock() == now_s
 
 
+def test_a_team_of_many_conversations_has_whole_passes() -> None:
+    teacher = IdleTeacher(max_batch_tokens=100)
+    conversations = [f"team-{number}" for number in range(20)]
+    for _ in range(5):
+        turns = [teacher.turn("team", 10, name) for name in conversations]
+        teacher.come(*turns)
+        while teacher.compute():
+            pass
+    teacher.come(*(teacher.turn("team", 10, name) for name in conversations[:10]))
+    assert len(teacher.queue.next_batch() or []) == 10
+
+
 def test_a_heavy_tenant_leaves_room_for_those_who_are_about_to_come() -> None:
     teacher = IdleTeacher(max_batch_tokens=100)
     for _ in range(30):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Agreement", "agree", "build_codec", "check_limit", "names_of"]
 
 _MAX_TENANT_CHARACTERS = 128
+_UNNAMED = "conversation:"  # a conversation without a tenant is a tenant of its own
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def agree(
     check_limit("codec.message_dim", spec.message_dim, limits.max_message_dim)
     check_limit("codec.message_len", spec.message_len or 0, limits.max_message_len)
     check_limit("tenant characters", len(frame.tenant), _MAX_TENANT_CHARACTERS)
+    if frame.tenant.startswith(_UNNAMED):
+        raise FieldError(f"tenant: got {frame.tenant!r}, expected a name that does not start with {_UNNAMED}")
     shapes = TeacherCodec.shapes(spec, facts.hidden_size)
     check_limit(
         "codec parameters", sum(shape.numel() for shape in shapes.values()), limits.max_codec_parameters
@@ -80,8 +83,7 @@ def agree(
         compression=compression,
         codec_shapes=shapes,
         speaker=Speaker(
-            # No tenant can name itself like a conversation: ids are the service's and of another form.
-            tenant=frame.tenant or f"conversation:{conversation_id}",
+            tenant=frame.tenant or f"{_UNNAMED}{conversation_id}",
             conversation=conversation_id,
             deterministic=frame.deterministic,
         ),

@@ -92,6 +92,11 @@ def gradients(
     num_bytes = 0 if message is None else message.ByteSize()
     part = pb.Gradients(turn=number, message=message)
     for tensor in encode_named(result.codec, wire_type):
+        if tensor.ByteSize() > max_frame_bytes:
+            size = tensor.ByteSize()
+            raise LimitError(
+                f"gradient of {tensor.name}: got {size} bytes, expected at most {max_frame_bytes}"
+            )
         if num_bytes + tensor.ByteSize() > max_frame_bytes // 2 and num_bytes:
             yield pb.ConverseResponse(gradients=part)
             part, num_bytes = pb.Gradients(turn=number), 0

@@ -75,6 +75,11 @@ class TeacherDeployment:
         async for answer in self._servicer.Converse(request_stream, grpc_context):
             yield answer
 
+    def check_health(self) -> None:
+        """Fails if nothing would be computed any more; Serve then replaces the replica."""
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine's threads: got one that has ended, expected them to run")
+
     def _start_reporting(self, port: int) -> None:
         host = ray.util.get_node_ip_address() if self._config.host in _ANY_HOST else self._config.host
         address = socket_address(host, port)

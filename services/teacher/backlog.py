@@ -11,7 +11,7 @@ from services.teacher.fairness import VirtualTokenCounter
 from services.teacher.work import BackwardWork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 
     from services.teacher.work import Work
 
@@ -40,7 +40,7 @@ class Backlog:
     def __init__(self, weights: Mapping[str, float], key_of: Callable[[Work], Hashable]) -> None:
         self.counter = VirtualTokenCounter(weights)
         self._key_of = key_of
-        self._waiting: dict[str, deque[Work]] = {}
+        self._waiting: dict[str, deque[tuple[Hashable, Work]]] = {}
         self.num_tokens = 0
         self._num_pieces = 0
 
@@ -48,7 +48,7 @@ class Backlog:
         return self._num_pieces
 
     def __iter__(self) -> Iterator[Work]:
-        return (work for queue in self._waiting.values() for work in queue)
+        return (work for queue in self._waiting.values() for _, work in queue)
 
     def put(self, work: Work) -> None:
         """Appends a piece of work."""
@@ -56,22 +56,23 @@ class Backlog:
         if tenant not in self._waiting:
             self.counter.lift(tenant, self._waiting)
             self._waiting[tenant] = deque()
-        self._waiting[tenant].append(work)
+        self._waiting[tenant].append((self._key_of(work), work))
         self.num_tokens += work.turn.num_tokens
         self._num_pieces += 1
 
-    def take(self, max_tokens: int, num_tenants: int) -> list[Work]:
+    def take(self, max_tokens: int, active: Collection[str]) -> list[Work]:
         """Takes out what is computed next: the head of the least served tenant, and what fits it.
 
         Args:
             max_tokens: rows x positions of all of it; the first piece is taken whatever its size.
-            num_tenants: those who are active; while there are several, none takes more than its share of
-                the tokens, so that one tenant's queue can't make a pass long for the others.
+            active: tenants who don't wait now but will soon; while there are several, with those who wait,
+                none takes more than its share of the tokens by weight, so that one tenant's queue can't
+                make a pass long for the others.
         """
         heap = [(self.counter[tenant], tenant) for tenant in self._waiting]
         heapq.heapify(heap)
-        key = self._key_of(self._waiting[heap[0][1]][0])
-        share = max_tokens / max(num_tenants, 1)
+        key, _ = self._waiting[heap[0][1]][0]
+        unit = max_tokens / sum(self.counter.weight(tenant) for tenant in {*active, *self._waiting})
         batch: list[Work] = []
         room, taken = float(max_tokens), dict.fromkeys(self._waiting, 0)
         while heap and room > 0:
@@ -84,7 +85,7 @@ class Backlog:
             taken[tenant] += work.turn.num_tokens
             recomputed = isinstance(work, BackwardWork)
             self.counter.charge(tenant, num_charged_tokens(work, recomputed=recomputed))
-            if tenant in self._waiting and taken[tenant] < share:
+            if tenant in self._waiting and taken[tenant] < unit * self.counter.weight(tenant):
                 heapq.heappush(heap, (self.counter[tenant], tenant))
         return batch
 
@@ -92,11 +93,11 @@ class Backlog:
         """Takes a tenant's first piece that fits; no turn overtakes another of its conversation."""
         queue = self._waiting[tenant]
         passed: set[str] = set()
-        for index, work in enumerate(queue):
+        for index, (own_key, work) in enumerate(queue):
             conversation = work.turn.speaker.conversation
             if conversation in passed:
                 continue
-            if self._key_of(work) == key and work.turn.num_tokens <= room:
+            if own_key == key and work.turn.num_tokens <= room:
                 del queue[index]
                 if not queue:
                     del self._waiting[tenant]
@@ -107,6 +108,6 @@ class Backlog:
         return None
 
     @property
-    def tenants(self) -> set[str]:
-        """The tenants that wait."""
-        return set(self._waiting)
+    def oldest_s(self) -> float:
+        """When the longest waiting of the tenants' first pieces was admitted; there must be one."""
+        return min(queue[0][1].admitted_s for queue in self._waiting.values())

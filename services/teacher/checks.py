@@ -16,6 +16,7 @@ from preceptor.terms import OBSERVATION_KINDS, ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.agreement import check_limit, names_of
 from services.teacher.errors import FieldError
+from services.teacher.families.base import UnsupportedError
 from services.teacher.work import ExchangeTurn, ObserveTurn, Turn
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def check_observe(
         InputsError: the inputs are not what the teacher reads.
     """
     inputs = _prepare(frame.inputs, teacher, limits)
+    kinds = requested_kinds(frame)
+    if ObservationKind.LOGITS in kinds and not teacher.facts.has_head:
+        raise UnsupportedError("logits: got a teacher without a head, expected one with a head")
     rows = next(iter(inputs.values())).shape[0]
     message_mask = None
     if codec is not None and agreement.spec.message_len is not None:
@@ -106,7 +110,7 @@ def check_observe(
         codec=codec,
         codec_version=0 if codec is None else frame.codec_version,
         inputs=inputs,
-        kinds=requested_kinds(frame),
+        kinds=kinds,
         split_layer=agreement.split_layer,
         message_mask=message_mask,
         wants_gradient=frame.wants_gradient and codec is not None,

@@ -104,7 +104,7 @@ class LimitsConfig(_Config):
     max_kept_bytes: int = Field(
         default=256 * 2**20, ge=0, description="Bytes of turns and codecs kept, a conversation."
     )
-    max_codec_parameters: int = Field(default=64 * 10**6, ge=1, description="Parameters of a codec.")
+    max_codec_parameters: int = Field(default=16 * 10**6, ge=1, description="Parameters of a codec.")
     max_queued_tokens: int = Field(
         default=2**20,
         ge=1,
@@ -133,7 +133,7 @@ class EngineConfig(_Config):
         default=2048, ge=1, description="Rows x positions of one pass; a larger turn has a pass of its own."
     )
     max_wait_ms: float = Field(
-        default=20.0,
+        default=100.0,
         ge=0,
         description="How long an idle teacher waits at most for others that are about to ask; it learns how "
         "long that is worth.",

@@ -178,7 +178,8 @@ class Conversation:
         self._check_room()
         number, answered = frame.turn, kept
         future = self._engine.forward(kept.turn)
-        self._turns.put(number, kept)
+        if not (isinstance(frame, pb.Observe) and frame.ahead):  # nothing can follow it
+            self._turns.put(number, kept)
         self._await(number, future, lambda result: self._answer_forward(number, answered, result), cost)
 
     def _check(self, frame: pb.Exchange | pb.Observe, agreement: Agreement) -> Turn:

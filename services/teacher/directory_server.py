@@ -37,6 +37,7 @@ class DirectoryDeployment:
         self._directory = Directory()
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
+        self._has_warned = False
 
     async def report(self, report: Report) -> list[Report]:
         """Takes a replica's report and returns everybody's.
@@ -66,7 +67,9 @@ class DirectoryDeployment:
         try:
             server.add_insecure_port(self._address)
         except RuntimeError as error:
-            logger.warning("nobody can ask for replicas yet: %s", error)
+            if not self._has_warned:
+                logger.warning("nobody can ask for replicas yet: %s", error)
+            self._has_warned = True
             return None
         handlers = {
             "FindReplicas": grpc.unary_unary_rpc_method_handler(

@@ -126,7 +126,7 @@ class DiskTier:
                 batch, damaged = self._next_batch(), frozenset(self._damaged)
             try:
                 self._write(batch, damaged)
-            except lmdb.Error as error:
+            except Exception as error:  # noqa: BLE001 - the cache is a help, never a cause of failure
                 with self._changed:
                     self._turn_off(error)
                 return
@@ -197,7 +197,7 @@ class DiskTier:
             total += pages * facts["psize"]
         return total
 
-    def _turn_off(self, error: lmdb.Error) -> None:
+    def _turn_off(self, error: Exception) -> None:
         """Goes on without the disk; the lock is held."""
         if not self._is_off:
             logger.warning("cache.folder: going on without %s: %s", self._folder, error)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from services.teacher.errors import OverloadedError
 from services.teacher.work import (
     BackwardWork,
     Cost,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from services.teacher.passes import Gradients, Pass
     from services.teacher.teaching import Teaching
 
-__all__ = ["Engine", "FifoQueue", "WorkQueue"]
+__all__ = ["Engine", "WorkQueue"]
 
 
 _MESSAGE = ""  # no parameter of a codec has an empty name
@@ -75,49 +74,6 @@ class WorkQueue(Protocol):
         ...
 
 
-class FifoQueue:
-    """First come, first served, one piece of work at a time: what sharing is measured against."""
-
-    def __init__(self, max_queued: int) -> None:
-        self._max_queued = max_queued
-        self._queue: deque[Work] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @property
-    def num_queued_tokens(self) -> int:
-        """Rows x positions that wait."""
-        return sum(work.turn.num_tokens for work in list(self._queue))
-
-    def admit(self, work: Work) -> None:
-        """Appends work; raises OverloadedError when `max_queued` pieces wait."""
-        with self._changed:
-            if len(self._queue) >= self._max_queued or self._closed:
-                raise OverloadedError(
-                    f"the teacher's queue: got one more turn, expected at most {self._max_queued}", 0.1
-                )
-            self._queue.append(work)
-            self._changed.notify()
-
-    def next_batch(self) -> list[Work] | None:
-        """Waits for the oldest piece of work."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            return [self._queue.popleft()] if self._queue else None
-
-    def finished(self, batch: list[Work], seconds: float) -> None:
-        """Has nothing to learn."""
-
-    def gone(self, conversation: str) -> None:
-        """Has nothing to forget."""
-
-    def close(self) -> None:
-        """Lets `next_batch` return None once the queue is empty."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
 class Engine:
     """Computes turns of one frozen teacher on one thread.
 
@@ -143,6 +99,11 @@ class Engine:
         self._queue = queue
         self._clock = clock
         self._thread = threading.Thread(target=self._run, name="teacher-compute", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is admitted will be computed and delivered."""
+        return self._thread.is_alive() and self._transfers.is_alive
 
     @property
     def queued_tokens(self) -> int:
@@ -199,7 +160,12 @@ class Engine:
             works = [work for work in batch if work.future.set_running_or_notify_cancel()]
             start = self._clock()
             self._compute(works)
-            self._queue.finished(batch, self._clock() - start)
+            # On CUDA it is finished once its results, which are on their way, have arrived.
+            finish = partial(self._finish, batch, start)
+            self._transfers.deliver([], finish, finish)
+
+    def _finish(self, batch: list[Work], start: float, _: object) -> None:
+        self._queue.finished(batch, self._clock() - start)
 
     def _compute(self, works: Sequence[Work]) -> None:
         """Computes a batch; if that fails, each piece by itself, so that a failing one fails alone."""
@@ -217,10 +183,11 @@ class Engine:
                 on_their_way.update(once.values())
                 backwards = [work for work in backwards if work is not once[work.turn]]
         except Exception as error:  # noqa: BLE001 - handed to whoever waits; the thread must go on
-            for work in [work for work in works if work not in on_their_way]:
-                if len(works) == 1:
-                    work.future.set_exception(error)
-                else:
+            rest = [work for work in works if work not in on_their_way]
+            if len(works) == 1:
+                _fail(rest, error)
+            else:
+                for work in rest:
                     self._compute([work])
 
     def _forward(self, works: Sequence[ForwardWork]) -> None:
@@ -241,7 +208,9 @@ class Engine:
                 work.future.set_result(ForwardResult(own, cost))
 
         self._transfers.deliver(
-            [{name: value.detach() for name, value in own.items()} for own in values], answer
+            [{name: value.detach() for name, value in own.items()} for own in values],
+            answer,
+            partial(_fail, works),
         )
 
     def _backward(self, works: Sequence[BackwardWork]) -> None:
@@ -270,6 +239,7 @@ class Engine:
         self._transfers.deliver(
             [own.codec if own.message is None else {**own.codec, _MESSAGE: own.message} for own in found],
             answer,
+            partial(_fail, works),
         )
 
     def _costs(self, works: Sequence[Work], start: float, num_cached_rows: Mapping[Turn, int]) -> list[Cost]:
@@ -287,3 +257,10 @@ class Engine:
             )
             for work in works
         ]
+
+
+def _fail(works: Sequence[Work], error: Exception) -> None:
+    """Tells those who wait for a result, and have none yet, that none will come."""
+    for work in works:
+        if not work.future.done():
+            work.future.set_exception(error)

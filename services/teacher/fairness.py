@@ -47,6 +47,10 @@ class VirtualTokenCounter:
         self._last_served = max(self._last_served, served)
         self._counters[tenant] = served + num_tokens / self._weights.get(tenant, 1.0)
 
+    def weight(self, tenant: str) -> float:
+        """Returns a tenant's weight."""
+        return self._weights.get(tenant, 1.0)
+
     def __getitem__(self, tenant: str) -> float:
         return self._counters[tenant]
 

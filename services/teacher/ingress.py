@@ -12,6 +12,7 @@ Tests hold us to all of it with each Ray release.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["restrict_listening", "watch_replica"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,7 +70,10 @@ def watch_replica(on_listening: Callable[[int], None], on_stopping: Callable[[],
 
 async def _tell_and_shut_down(replica: Any) -> None:
     if _watcher.on_stopping is not None:
-        _watcher.on_stopping()
+        try:
+            _watcher.on_stopping()
+        except Exception:  # whatever it is, Serve's own shutdown must come
+            logger.exception("the students were not told that this replica goes")
     await _perform_graceful_shutdown(replica)
 
 

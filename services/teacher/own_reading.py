@@ -4,8 +4,7 @@ What a frozen teacher sees in an input never changes: its lower states T_lo(x), 
 and its logits are kept row by row, under the content of the row. So a row costs the teacher one pass in all
 of training, also when batches are shuffled, and what several turns of a batch lack is computed together.
 
-A deterministic conversation's reading is kept turn by turn instead: rows computed in other company would
-differ in the last bit.
+A deterministic conversation's reading is kept by turn: rows read in other company differ in the last bit.
 
 Shapes: B rows, L positions, D the teacher's hidden size.
 """
@@ -106,7 +105,7 @@ class Reader:
         """Computes the rows that are missing and keeps them."""
         first = group[0][0].request
         inputs = join_inputs([rows.inputs_of(index) for rows, index in group])
-        reading = self._compute(inputs, first.parts, first.split_layer)
+        reading = _to_host(self._compute(inputs, first.parts, first.split_layer))
         start = 0
         for rows, index in group:
             end = start + rows.num_rows_of(index)
@@ -212,9 +211,9 @@ class _Rows:
             if not self.request.whole and self.mask is not None:
                 length = self.lengths[index]
                 hidden_states, mask = hidden_states[:, :length], mask[:, :length]
-            row[part] = (hidden_states.cpu(), mask.cpu())
+            row[part] = (hidden_states, mask)
         for part, vector in reading.vectors.items():
-            row[part] = (vector.cpu(),)
+            row[part] = (vector,)
         self._found[index] = row
         for part, value in row.items():
             cache.put(self._keys[index][part], value)
@@ -282,6 +281,13 @@ def _lengths(inputs: Mapping[str, Tensor], mask: Tensor | None) -> list[int]:
     positions = torch.arange(1, mask.shape[1] + 1)
     lengths: list[int] = (mask * positions).amax(1).clamp_min(1).tolist()
     return lengths
+
+
+def _to_host(reading: OwnReading) -> OwnReading:
+    return OwnReading(
+        {part: States(each.hidden_states.cpu(), each.mask.cpu()) for part, each in reading.states.items()},
+        {part: vector.cpu() for part, vector in reading.vectors.items()},
+    )
 
 
 def _slice(reading: OwnReading, start: int, end: int) -> OwnReading:

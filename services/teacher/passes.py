@@ -103,6 +103,7 @@ class _Group:
         read = resample(hidden_states.float(), mask, self.mask)  # [G*B, K, D]
         shape = (len(self.turns), -1, *read.shape[1:])
         reply = self.codecs.encode(read.reshape(shape))
+        self.own = None  # autograd has saved what it needs of it; the rest would not be counted
         self.reply = reply.masked_fill(~self.mask.reshape(*reply.shape[:-1], 1), 0.0)
 
 

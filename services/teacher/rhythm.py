@@ -22,8 +22,9 @@ _GRACE_S = 0.001
 
 @dataclass
 class _Visitor:
-    """One conversation: its usual pauses after replies and after gradients, in seconds."""
+    """One conversation: whose it is, and its usual pauses after replies and after gradients, in seconds."""
 
+    tenant: str
     pauses_s: dict[bool, float] = field(default_factory=dict)
     num_inside: int = 0
     left_s: float = 0.0
@@ -36,9 +37,9 @@ class Rhythm:
     def __init__(self) -> None:
         self._visitors: dict[str, _Visitor] = {}
 
-    def came(self, conversation: str, now_s: float) -> None:
+    def came(self, conversation: str, now_s: float, tenant: str = "") -> None:
         """Notes that a turn of a conversation came."""
-        visitor = self._visitors.setdefault(conversation, _Visitor())
+        visitor = self._visitors.setdefault(conversation, _Visitor(tenant))
         if visitor.num_inside == 0 and visitor.left_s:
             pause_s = now_s - visitor.left_s
             usual_s = visitor.pauses_s.get(visitor.after_gradients, pause_s)
@@ -67,16 +68,24 @@ class Rhythm:
                 all whose pauses are known.
         """
         names = self._visitors if among is None else among
-        times = []
-        for name in names:
-            visitor = self._visitors.get(name)
-            if visitor is None or visitor.num_inside:
-                continue
-            pause_s = visitor.pauses_s.get(visitor.after_gradients)
-            if pause_s is None and among is None:
-                continue
-            wait_s = horizon_s if pause_s is None else pause_s * _LATENESS + _GRACE_S
-            back_s = visitor.left_s + wait_s
-            if now_s < back_s <= now_s + horizon_s:
-                times.append(back_s)
-        return times
+        backs = (self._back_s(name, now_s, horizon_s, must_be_known=among is None) for name in names)
+        return [back_s for back_s in backs if back_s is not None]
+
+    def expected_tenants(self, now_s: float, horizon_s: float) -> set[str]:
+        """Returns the tenants of conversations that should be back within a horizon."""
+        return {
+            visitor.tenant
+            for name, visitor in self._visitors.items()
+            if self._back_s(name, now_s, horizon_s, must_be_known=True) is not None
+        }
+
+    def _back_s(self, name: str, now_s: float, horizon_s: float, *, must_be_known: bool) -> float | None:
+        visitor = self._visitors.get(name)
+        if visitor is None or visitor.num_inside:
+            return None
+        pause_s = visitor.pauses_s.get(visitor.after_gradients)
+        if pause_s is None and must_be_known:
+            return None
+        wait_s = horizon_s if pause_s is None else pause_s * _LATENESS + _GRACE_S
+        back_s = visitor.left_s + wait_s
+        return back_s if now_s < back_s <= now_s + horizon_s else None

@@ -12,6 +12,7 @@ that were served in their turn. An idle teacher waits a little for conversations
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from services.teacher.backlog import Backlog, num_charged_tokens
@@ -69,6 +70,8 @@ class FairQueue:
         self._backlog = Backlog(weights, key_of)
         self._gathering: dict[Pass, list[BackwardWork]] = {}
         self._rhythm = Rhythm()
+        self._queued: Counter[str] = Counter()
+        self._num_queued = 0
         self._changed = threading.Condition()
         self._closed = False
         self._pass_s = 0.0
@@ -77,24 +80,30 @@ class FairQueue:
     @property
     def num_queued_tokens(self) -> int:
         """Rows x positions that wait."""
-        gathering = sum(work.turn.num_tokens for works in self._gathering.values() for work in works)
-        return self._backlog.num_tokens + gathering
+        return self._num_queued
 
     def admit(self, work: Work) -> None:
         """Takes work in.
 
+        A full queue refuses those who have their share of it; a tenant who has less still gets in, so that
+        nobody is kept out by another's backlog.
+
         Raises:
             OverloadedError: too many tokens wait; says when there should be room.
         """
+        speaker, num_tokens = work.turn.speaker, work.turn.num_tokens
         with self._changed:
-            queued = self.num_queued_tokens
-            if self._closed or (queued and queued + work.turn.num_tokens > self._max_queued_tokens):
+            queued = self._num_queued
+            is_full = queued > 0 and queued + num_tokens > self._max_queued_tokens
+            if self._closed or (is_full and self._has_its_share(speaker.tenant, num_tokens)):
                 raise OverloadedError(
-                    f"the teacher's queue: got {work.turn.num_tokens} tokens more than {queued}, expected at "
-                    f"most {self._max_queued_tokens}",
+                    f"the teacher's queue: got {num_tokens} tokens more than {queued}, expected at most "
+                    f"{self._max_queued_tokens}",
                     self._retry_after_s(queued),
                 )
-            self._rhythm.came(work.turn.speaker.conversation, work.admitted_s)
+            self._queued[speaker.tenant] += num_tokens
+            self._num_queued += num_tokens
+            self._rhythm.came(speaker.conversation, work.admitted_s, speaker.tenant)
             graph = self._graphs.find(work.turn) if isinstance(work, BackwardWork) else None
             if isinstance(work, BackwardWork) and graph is not None:
                 self._gathering.setdefault(graph, []).append(work)
@@ -108,6 +117,7 @@ class FairQueue:
             while True:
                 batch, wake_s = self._choose(self._clock())
                 if batch:
+                    self._uncount(batch)
                     return batch
                 if self._closed and wake_s is None:
                     return None
@@ -121,7 +131,10 @@ class FairQueue:
                 self._rhythm.answered(
                     work.turn.speaker.conversation, now_s, after_gradients=isinstance(work, BackwardWork)
                 )
-            rate = sum(work.turn.num_tokens for work in batch) / max(seconds, 1e-6)
+            num_tokens = sum(work.turn.num_tokens for work in batch if not work.future.cancelled())
+            if num_tokens == 0:
+                return
+            rate = num_tokens / max(seconds, 1e-6)
             self._pass_s += _SMOOTHING * (seconds - self._pass_s)
             self._tokens_per_s += _SMOOTHING * (rate - self._tokens_per_s)
 
@@ -187,15 +200,15 @@ class FairQueue:
         return []
 
     def _take_turns(self, now_s: float) -> list[Work]:
-        away = len(self._rhythm.expected(now_s, self._max_wait_s))
-        return self._backlog.take(self._max_batch_tokens, len(self._backlog.tenants) + away)
+        away = self._rhythm.expected_tenants(now_s, self._max_wait_s)
+        return self._backlog.take(self._max_batch_tokens, away)
 
     def _wait_for_turns_s(self, now_s: float) -> float:
         """Returns how long to wait for more turns before those that wait are computed."""
         if self._closed or self._backlog.num_tokens >= self._max_batch_tokens:
             return 0.0
         horizon_s = min(self._max_wait_s, self._pass_s / 2)
-        oldest_s = min(work.admitted_s for work in self._backlog)
+        oldest_s = self._backlog.oldest_s
         expected = self._rhythm.expected(now_s, horizon_s)
         # Once half of the conversations are there they go: while they are computed the others arrive.
         if len(self._backlog) >= len(expected):
@@ -229,6 +242,20 @@ class FairQueue:
             tokens = num_charged_tokens(work, recomputed=False)
             self._backlog.counter.charge(work.turn.speaker.tenant, tokens)
         return list(batch.values())
+
+    def _has_its_share(self, tenant: str, num_tokens: int) -> bool:
+        """Whether a tenant would have more than its share of the queue by weight, with `num_tokens` more."""
+        weight = self._backlog.counter.weight
+        total = sum(weight(other) for other in {*self._queued, tenant})
+        return self._queued[tenant] + num_tokens > self._max_queued_tokens * weight(tenant) / total
+
+    def _uncount(self, batch: list[Work]) -> None:
+        for work in batch:
+            tenant = work.turn.speaker.tenant
+            self._queued[tenant] -= work.turn.num_tokens
+            if not self._queued[tenant]:
+                del self._queued[tenant]
+            self._num_queued -= work.turn.num_tokens
 
     def _retry_after_s(self, queued: int) -> float:
         if not self._tokens_per_s:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivery", "Transfers"]
 
 _Named: TypeAlias = "Mapping[str, Tensor]"
+_Parcel: TypeAlias = "tuple[Event, Callable[[], None], Callable[[Exception], None]]"
 
 
 class Event(Protocol):
@@ -36,16 +37,21 @@ class Delivery:
     """A thread that calls back once events have happened, in their order; `start` it first."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Event, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Parcel | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="teacher-delivery", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
 
-    def after(self, event: Event, then: Callable[[], None]) -> None:
-        """Has `then` called after an event."""
-        self._queue.put((event, then))
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is on its way will arrive."""
+        return self._thread.is_alive()
+
+    def after(self, event: Event, then: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        """Has `then` called after an event, or `failed` with why that could not be."""
+        self._queue.put((event, then, failed))
 
     def stop(self) -> None:
         """Delivers what is on its way, then ends the thread."""
@@ -54,9 +60,12 @@ class Delivery:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            event, then = item
-            event.synchronize()
-            then()
+            event, then, failed = item
+            try:
+                event.synchronize()
+                then()
+            except Exception as error:  # noqa: BLE001 - told to whoever waits; what comes after must arrive
+                failed(error)
 
 
 class Transfers:
@@ -84,12 +93,28 @@ class Transfers:
         """Returns a host's tensor on the device, safe to use in the current stream."""
         return tensor if self._copies is None else self._copies.upload(tensor)
 
-    def deliver(self, values: Sequence[_Named], then: Callable[[list[dict[str, Tensor]]], None]) -> None:
-        """Brings named tensors to the host and calls `then` with them, now or soon on another thread."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether what is on its way will arrive."""
+        return self._copies is None or self._copies.delivery.is_alive
+
+    def deliver(
+        self,
+        values: Sequence[_Named],
+        then: Callable[[list[dict[str, Tensor]]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Brings named tensors to the host and calls `then` with them, now or soon on another thread.
+
+        Args:
+            values: on the device.
+            then: takes them on the host.
+            failed: told if a copy, or what was computed before it, failed on the device.
+        """
         if self._copies is None:
             then([dict(each) for each in values])
         else:
-            self._copies.download(values, then)
+            self._copies.download(values, then, failed)
 
 
 class _CudaCopies:  # pragma: no cover - needs a GPU; its tests are marked so
@@ -109,13 +134,18 @@ class _CudaCopies:  # pragma: no cover - needs a GPU; its tests are marked so
         moved.record_stream(current)  # its memory was allocated for another stream
         return moved
 
-    def download(self, values: Sequence[_Named], then: Callable[[list[dict[str, Tensor]]], None]) -> None:
+    def download(
+        self,
+        values: Sequence[_Named],
+        then: Callable[[list[dict[str, Tensor]]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._outgoing.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._outgoing):
             moved = [{name: self._copy_out(tensor) for name, tensor in each.items()} for each in values]
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._outgoing)
-        self.delivery.after(event, lambda: then(moved))
+        self.delivery.after(event, lambda: then(moved), failed)
 
     def _copy_out(self, tensor: Tensor) -> Tensor:
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
