@@ -57,6 +57,11 @@ proto: $(READY) ## Generate the stubs anew
 bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.tenants
+	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.wire
+	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.peers
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

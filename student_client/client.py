@@ -22,7 +22,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client import background
 from student_client.conversation import Conversation
-from student_client.errors import TeacherUnavailableError, UnsupportedByTeacherError
+from student_client.errors import TeacherError, TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.options import ClientOptions, parse_address
 from student_client.replicas import ReplicaFinder
 from student_client.stream import open_channel
@@ -116,6 +116,7 @@ class ConversationHandle:
         self._num_to_skip = 0.0
         self._ahead_room = threading.Semaphore(_MAX_READ_AHEAD)
         self.waiting_s = 0.0
+        self._counting = threading.Lock()
         self.gradient_type: WireType = Compression.from_proto(open_frame.compression).gradient
 
     def send(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> PendingTurn:
@@ -132,7 +133,11 @@ class ConversationHandle:
         if self._num_to_skip > 0:
             self._num_to_skip -= 1
         elif self._ahead_room.acquire(blocking=False):
-            background.submit(self._read_ahead([self._turn(frame, None) for frame in frames]))
+            try:
+                background.submit(self._read_ahead([self._turn(frame, None) for frame in frames]))
+            except TeacherError as error:  # a forked child can't talk; its turns will say so
+                self._ahead_room.release()
+                logger.debug("a batch was not read ahead: %s", error)
 
     def push_codec(self, codec: CodecSnapshot) -> None:
         """Sends a version of the codec before a turn needs it; returns at once.
@@ -157,7 +162,9 @@ class ConversationHandle:
         try:
             return future.result()
         finally:
-            self.waiting_s += time.perf_counter() - start
+            waited_s = time.perf_counter() - start
+            with self._counting:
+                self.waiting_s += waited_s
 
     @property
     def num_reconnects(self) -> int:

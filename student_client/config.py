@@ -74,7 +74,9 @@ class TeacherConfig(_Config):
     """Where the teacher is."""
 
     address: str = Field(description="`preceptor://HOST:PORT` of any replica, or of the directory.")
-    tenant: str = Field(default="", description="The team; the service is shared fairly between teams.")
+    tenant: str = Field(
+        default="", description="The team; the service is shared fairly between teams. Empty: the run's name."
+    )
     options: ClientOptions = Field(default_factory=ClientOptions, description="Deadlines and limits.")
 
     @model_validator(mode="after")

@@ -180,9 +180,11 @@ class Conversation:
                 await backoff.pause(problem, retry_after_s)
 
     async def _open_at(self, target: str) -> Stream:
+        self._raise_if_closed()
         stream = Stream(target, self._options)
         try:
             opened = await stream.start(self._open_frame)
+            self._raise_if_closed()  # nobody else would end this stream
         except BaseException:
             await stream.close()
             raise
@@ -191,9 +193,9 @@ class Conversation:
 
     async def _close_retired(self) -> None:
         """Closes the streams put aside that nobody waits on any more."""
-        for stream in [stream for stream in self._retired if stream.num_pending == 0]:
-            self._retired.remove(stream)
-            await stream.close()
+        while idle := next((stream for stream in self._retired if stream.num_pending == 0), None):
+            self._retired.remove(idle)
+            await idle.close()
 
     def _problem_of_opening(self, error: StreamLostError | FailedTurnError) -> TeacherError:
         """Returns the error to raise once the deadline has passed; raises what can't get better."""
@@ -204,6 +206,10 @@ class Conversation:
         if not isinstance(problem, OverloadedError | TeacherUnavailableError):
             raise problem
         return problem
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise TeacherUnavailableError("the conversation was closed by the student")
 
     def _raise_if_final(self, error: StreamLostError) -> None:
         """Raises what another attempt can't mend."""

@@ -31,10 +31,11 @@ class Credit:
     def grant(self, num_bytes: int) -> None:
         """Adds bytes and lets those go on who waited for them."""
         self._num_bytes += num_bytes
-        while self._waiting and self._waiting[0][0] <= self._num_bytes:
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._num_bytes):
             cost, future = self._waiting.popleft()
-            self._num_bytes -= cost
-            future.set_result(None)
+            if not future.done():  # who was cancelled may not know it yet
+                self._num_bytes -= cost
+                future.set_result(None)
 
     def covers(self, num_bytes: int) -> bool:
         """Whether so many bytes may be sent at once, before anybody who waits."""
@@ -73,4 +74,6 @@ class Credit:
         """Tells everybody who waits, and whoever asks from now on, that nothing can be sent any more."""
         self._closed_by = error
         while self._waiting:
-            self._waiting.popleft()[1].set_exception(error)
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(error)

@@ -38,8 +38,11 @@ def num_rows(inputs: TeacherInputs) -> int:
     """Returns the batch size of a teacher's inputs.
 
     Raises:
+        TypeError: they are one text.
         ValueError: there are none, or they have no rows.
     """
+    if isinstance(inputs, str):
+        raise TypeError("inputs: got a str, expected a sequence of texts or tensors by name")
     if len(inputs) == 0:
         raise ValueError("inputs: got none, expected texts or tensors by name")
     rows = next(iter(inputs.values())).shape[0] if isinstance(inputs, Mapping) else len(inputs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preceptor import wire
 from student_client.credit import Credit
-from student_client.errors import TeacherError
+from student_client.errors import TeacherError, error_of
 from student_client.turns import ForwardAnswer, GradientsAnswer
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Inbox:
         """Hands an answer to whoever waits for it; one that nobody waits for is dropped.
 
         Raises:
-            TeacherError: the frame is none that this client knows.
+            TeacherError: the frame is none that this client knows, or ends the conversation.
         """
         match answer.WhichOneof("frame"):
             case "opened":
@@ -133,6 +133,8 @@ class Inbox:
         if failed.turn == 0 and failed.codec_version:
             self.codec_failures[failed.codec_version] = failed
         elif failed.turn == 0:
+            if self.opened.done():
+                raise error_of(failed)
             _reject(self.opened, FailedTurnError(failed))
         else:
             self._parts.pop(failed.turn, None)

@@ -262,9 +262,10 @@ def build_objective(config: TrainConfig, student: nn.Module, example: Batch) -> 
         split_layer=config.talk.split_layer,
         compression=config.talk.compression,
         deterministic=config.talk.deterministic,
-        tenant=config.teacher.tenant,
+        tenant=config.teacher.tenant or config.name,
         micro_batch_size=config.talk.micro_batch_size,
         max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
+        limits=description.limits,
     )
     talk.requires_grad_(config.losses.talks)
     hint_map = nn.Linear(student_dim, teacher_dim) if config.losses.hint else None

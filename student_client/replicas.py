@@ -45,23 +45,25 @@ class ReplicaFinder:
         """Returns where to try, in this order.
 
         Asks the seeds, then the replicas learned before, until one answers: the replicas it names, then the
-        seeds. If it names none, it is itself the first to try.
+        seeds. If it names none, it is itself the first to try. Without an answer, those that refused to say
+        come first.
 
         Args:
             opens_conversation: whether a conversation is about to be opened at the first of them.
         """
+        refused: list[str] = []
         for target in dict.fromkeys((*self._seeds, *self._learned)):
             try:
                 replicas = await self._ask(target, opens_conversation=opens_conversation)
             except grpc.aio.AioRpcError as error:
-                if error.code() in _UNREACHABLE:
-                    continue
-                return self._with_seeds([target])
+                if error.code() not in _UNREACHABLE:
+                    refused.append(target)
+                continue
             self._was_answered = True
             if replicas:
                 self._learned = tuple(replicas)
             return self._with_seeds(replicas or [target])
-        return self._with_seeds([])
+        return self._with_seeds(refused)
 
     def refusal(self, code: grpc.StatusCode | None, cause: str) -> TeacherError | None:
         """Returns the error to raise at once when a replica ends a call, or None if it may help to try on.

@@ -5,6 +5,8 @@ Shapes: B batch, K positions and M width of a message.
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from preceptor.compression import Compression
 from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
-from student_client.frames import exchange_frames, observe_frames
+from student_client.frames import exchange_frames, num_rows, observe_frames
 from student_client.pending import SentTurns
 from student_client.turns import CodecVersions
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
+logger = logging.getLogger(__name__)
+
 
 class Sender:
     """Sends turns; a copy of it, also in another process, has a conversation of its own.
@@ -34,7 +38,9 @@ class Sender:
         client: the teacher.
         open_frame: what is agreed with it.
         max_frame_bytes: about how large a frame may be; larger turns are split by rows.
-        micro_batch_size: rows of a turn at most, or None.
+        micro_batch_size: rows of a turn at most, or None; more where a batch would otherwise be more turns
+            than the teacher keeps for their gradients.
+        limits: what the teacher accepts, or None if it was not asked.
 
     Attributes:
         max_frame_bytes: as given.
@@ -47,6 +53,7 @@ class Sender:
         *,
         max_frame_bytes: int,
         micro_batch_size: int | None,
+        limits: pb.Limits | None = None,
     ) -> None:
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size: got {micro_batch_size}, expected at least 1, or None")
@@ -54,6 +61,7 @@ class Sender:
         self._open_frame = open_frame
         self.max_frame_bytes = max_frame_bytes
         self._micro_batch_size = micro_batch_size
+        self._limits = limits
         self._versions = CodecVersions()
         self._handle: ConversationHandle | None = None
 
@@ -86,7 +94,7 @@ class Sender:
             wire_type=Compression.from_proto(self._open_frame.compression).message,
             wants_gradient=wants_gradient,
             max_bytes=self.max_frame_bytes,
-            max_rows=self._micro_batch_size,
+            max_rows=self._max_rows(message.shape[0], wants_gradient=wants_gradient),
         )
         return self._send(codec, frames, wants_gradient=wants_gradient)
 
@@ -108,7 +116,7 @@ class Sender:
         Raises:
             ValueError: there are no rows, or a kind is unknown.
         """
-        wanted = frozenset(ObservationKind(kind) for kind in kinds)
+        wanted = frozenset(_known(kind) for kind in kinds)
         needs_codec = any(kind.needs_codec for kind in wanted)
         wants_gradient = needs_codec and _wants_gradient(*codec.parameters())
         frames = observe_frames(
@@ -117,13 +125,17 @@ class Sender:
             message_mask=message_mask,
             wants_gradient=wants_gradient,
             max_bytes=self.max_frame_bytes,
-            max_rows=self._micro_batch_size,
+            max_rows=self._max_rows(num_rows(inputs), wants_gradient=wants_gradient),
         )
         return self._send(codec, list(frames), wants_gradient=wants_gradient, needs_codec=needs_codec)
 
     def read_ahead(self, inputs: TeacherInputs, kinds: Iterable[ObservationKind | str]) -> None:
-        """Has inputs read that will be talked about or observed later; see `TeacherTalk.read_ahead`."""
-        wanted = frozenset(ObservationKind(kind) for kind in kinds)
+        """Has inputs read that will be talked about or observed later; see `TeacherTalk.read_ahead`.
+
+        Raises:
+            ValueError: a kind is unknown.
+        """
+        wanted = frozenset(_known(kind) for kind in kinds)
         if not wanted and self._open_frame.reading == pb.READING_REPLACE:
             return  # the teacher will not read them at all
         frames = observe_frames(
@@ -135,7 +147,10 @@ class Sender:
             max_rows=self._micro_batch_size,
             ahead=True,
         )
-        self.conversation.read_ahead(list(frames))
+        try:
+            self.conversation.read_ahead(list(frames))
+        except (TypeError, ValueError) as error:  # of the inputs; it is raised when they are talked about
+            logger.debug("a batch was not read ahead: %s", error)
 
     def push_codec(self, codec: nn.Module) -> None:
         """Sends the codec in the background, if it has changed; see `TeacherTalk.push_codec`."""
@@ -152,6 +167,18 @@ class Sender:
         """Leaves the connection behind."""
         return {**self.__dict__, "_handle": None, "_versions": CodecVersions()}
 
+    def _max_rows(self, batch: int, *, wants_gradient: bool) -> int | None:
+        """Returns the rows of a turn at most; None: as many as fit.
+
+        A turn that the teacher dropped before its gradients came would have to be sent again. Half of those
+        that it keeps are for one batch, so that its observation or next round has room too.
+        """
+        size, limits = self._micro_batch_size, self._limits
+        if size is None or limits is None or not wants_gradient:
+            return size
+        rows = math.ceil(batch / max(limits.max_retained_turns // 2, 1))
+        return max(size, min(rows, limits.max_batch_size))
+
     def _send(
         self,
         codec: nn.Module,
@@ -164,6 +191,14 @@ class Sender:
         version = self._versions.current(parameters) if needs_codec else None
         turns = [self.conversation.send(frame, version) for frame in frames]
         return SentTurns(turns, wants_gradient, parameters, next(iter(parameters.values())).device)
+
+
+def _known(kind: ObservationKind | str) -> ObservationKind:
+    try:
+        return ObservationKind(kind)
+    except ValueError:
+        known = ", ".join(ObservationKind)
+        raise ValueError(f"kinds: got {kind!r}, expected some of {known}") from None
 
 
 def _wants_gradient(*leaves: Tensor) -> bool:

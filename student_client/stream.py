@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from torch import Tensor
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream", "StreamLostError", "open_channel"]
 
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 1.0  # for telling the replica so; the stream ends without it too
 _CODEC_PART_BYTES = 1 << 20
 _MAX_HELD_CODECS = 2  # as many as a replica keeps
 _FRAME_OVERHEAD_BYTES = 64 << 10
@@ -73,7 +77,7 @@ class Stream:
         self._reader: asyncio.Task[None] | None = None
         self._inbox = Inbox()
         self._writing = asyncio.Lock()
-        self._known_turns: set[int] = set()
+        self._known_turns: deque[int] = deque()
         self._held_codecs: deque[int] = deque(maxlen=_MAX_HELD_CODECS)
         self._window = asyncio.Semaphore(1)
         self._max_frame_bytes = options.max_frame_bytes
@@ -98,6 +102,7 @@ class Stream:
             raise self._lose(f"no answer to open within {self._options.connect_timeout_s:g} s") from None
         self._gradient_type = Compression.from_proto(open_frame.compression).gradient
         self._window = asyncio.Semaphore(opened.limits.max_turns_in_flight)
+        self._known_turns = deque(maxlen=opened.limits.max_retained_turns)
         self._max_frame_bytes = min(self._max_frame_bytes, opened.limits.max_frame_bytes)
         return opened
 
@@ -123,7 +128,7 @@ class Stream:
         async with self._window:
             with _awaited(self._inbox.expect_forward(turn.number)) as future:
                 answer = await self._ask(turn.frame, turn.codec, future, f"turn {turn.number}")
-        self._known_turns.add(turn.number)
+        self._known_turns.append(turn.number)
         return answer
 
     async def backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
@@ -155,7 +160,8 @@ class Stream:
             return None
         async with self._window:
             with _awaited(self._inbox.expect_forward(turn.number)) as future:
-                await self._send(turn.frame, None)
+                async with self._in_time(f"no room for turn {turn.number}, read ahead,"):
+                    await self._send(turn.frame, None)
                 return await future
 
     async def push_codec(self, codec: CodecSnapshot) -> None:
@@ -165,12 +171,13 @@ class Stream:
             StreamLostError, FrameTooLargeError: as in `forward`.
         """
         if self._held_codecs:
-            async with self._writing:
+            async with self._in_time(f"no room for codec {codec.version}"), self._writing:
                 await self._write_codec(codec)
 
     def forget(self, reason: pb.Reason, turn: Turn) -> None:
         """Notes that the replica no longer knows a turn or codec version, so that it is sent again."""
-        self._known_turns.discard(turn.number)
+        with contextlib.suppress(ValueError):
+            self._known_turns.remove(turn.number)
         if reason == pb.REASON_CODEC_UNKNOWN and turn.codec is not None:
             with contextlib.suppress(ValueError):
                 self._held_codecs.remove(turn.codec.version)
@@ -184,10 +191,11 @@ class Stream:
         """Ends the stream; whoever still waits is told that it is lost."""
         self._inbox.credit.close(StreamLostError(f"{self.target}: closed by the student"))
         if self._lost is None and self._call is not None:
-            with contextlib.suppress(StreamLostError, grpc.RpcError, asyncio.InvalidStateError):
-                async with self._writing:
-                    await self._write_free(pb.ConverseRequest(close=pb.Close()))
-                await self._call.done_writing()
+            with contextlib.suppress(StreamLostError, grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    async with self._writing:
+                        await self._write_free(pb.ConverseRequest(close=pb.Close()))
+                    await self._call.done_writing()
         self._lose("closed by the student")
         if self._reader is not None:
             self._reader.cancel()
@@ -204,12 +212,18 @@ class Stream:
         what: str,
     ) -> AnswerT:
         """Sends a frame and waits for its answer, not longer than `answer_timeout_s` for both together."""
+        async with self._in_time(f"no answer to {what}"):
+            await self._send(frame, codec)
+            return await future
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, problem: str) -> AsyncIterator[None]:
+        """Gives the stream up, with this problem, if the block takes longer than `answer_timeout_s`."""
         try:
             async with asyncio.timeout(self._options.answer_timeout_s):
-                await self._send(frame, codec)
-                return await future
+                yield
         except TimeoutError:
-            raise self._lose(f"no answer to {what} within {self._options.answer_timeout_s:g} s") from None
+            raise self._lose(f"{problem} within {self._options.answer_timeout_s:g} s") from None
 
     async def _send(self, frame: pb.ConverseRequest, codec: CodecSnapshot | None) -> None:
         """Writes a frame, after the codec it needs if the replica does not hold it; nothing comes between."""
@@ -251,6 +265,9 @@ class Stream:
         except asyncio.CancelledError:
             self._lose("cancelled")
             raise
+        except Exception as error:  # a defect of this client; whoever waits has to learn of it
+            logger.exception("%s: an answer could not be taken", self.target)
+            self._lose(*_cause(error))
 
     def _check_size(self, frame: pb.ConverseRequest) -> None:
         if frame.ByteSize() > self._max_frame_bytes:

@@ -55,6 +55,7 @@ class TeacherTalk(nn.Module):
         tenant: the team that talks; the service shares its time fairly between teams.
         max_frame_bytes: larger turns are split by rows.
         micro_batch_size: rows of one turn at most, so that a batch is several turns in flight together.
+        limits: what the teacher accepts, so that no batch is more turns than it keeps; None: not known.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class TeacherTalk(nn.Module):
         tenant: str = "",
         max_frame_bytes: int = MAX_FRAME_BYTES,
         micro_batch_size: int | None = None,
+        limits: pb.Limits | None = None,
     ) -> None:
         super().__init__()
         self.client = client
-        self.spec = spec
-        self.student_dim = student_dim
+        self.spec, self.student_dim = spec, student_dim
         self.reading = Reading(reading)
         if not isinstance(compression, Compression):
             compression = Compression.all(compression)
@@ -92,6 +93,7 @@ class TeacherTalk(nn.Module):
             ),
             max_frame_bytes=max_frame_bytes,
             micro_batch_size=micro_batch_size,
+            limits=limits,
         )
         self.student_encoder = Encoder(spec, student_dim)
         self.student_decoder = Decoder(spec, student_dim)
@@ -154,6 +156,7 @@ class TeacherTalk(nn.Module):
             tenant=tenant,
             micro_batch_size=micro_batch_size,
             max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
+            limits=description.limits,
         )
 
     def forward(

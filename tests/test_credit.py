@@ -94,6 +94,26 @@ def test_who_gives_up_leaves_the_credit_to_the_next() -> None:
     _run(use)
 
 
+def test_who_was_cancelled_and_does_not_know_it_yet_costs_nothing() -> None:
+    async def use(credit: Credit) -> None:
+        await credit.spend(90)
+        first, second = await _wait_for(credit, 50), await _wait_for(credit, 20)
+        first.cancel()
+        credit.grant(50)  # before the loop runs again
+        await asyncio.wait([first, second])
+        assert first.cancelled()
+        assert second.exception() is None
+        assert credit.covers(40)
+        assert not credit.covers(41)
+        third = await _wait_for(credit, 50)
+        third.cancel()
+        credit.close(RuntimeError("lost"))
+        await asyncio.wait([third])
+        assert third.cancelled()
+
+    _run(use)
+
+
 def test_a_teacher_that_gives_little_credit_is_waited_for(
     start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,6 +101,28 @@ def test_a_turn_over_its_deadline_does_not_harm_the_next(start_server: Callable[
     server.queue.gate.set()
     assert pending.backward(GRADIENT).message is not None
     handle.close()
+
+
+def test_waits_of_several_threads_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer: Future[None] = Future()
+
+    def come() -> None:
+        if not answer.done():
+            answer.set_result(None)
+
+    both = threading.Barrier(2, come, timeout=30)
+    now = threading.local()
+
+    def clock() -> float:
+        both.wait()  # both threads read the clock together, before their waits and after
+        now.seconds = getattr(now, "seconds", -1.0) + 1.0
+        return float(now.seconds)
+
+    monkeypatch.setattr("student_client.client.time", SimpleNamespace(perf_counter=clock))
+    handle = TeacherClient("127.0.0.1:1").converse(pb.Open())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(handle.wait, [answer, answer]))
+    assert handle.waiting_s == 2.0
 
 
 def test_codec_versions_count_changes_of_content() -> None:

@@ -13,7 +13,7 @@ from preceptor.compression import WireType
 from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
-from student_client.errors import TeacherError
+from student_client.errors import InvalidMessageError, TeacherError
 from student_client.frames import exchange_frames, num_rows, observe_frames
 from student_client.inbox import FailedTurnError, Inbox
 
@@ -135,6 +135,18 @@ def test_failures_go_to_the_opening_the_codec_or_the_turn() -> None:
         _with_inbox(use)
 
 
+def test_a_failure_of_nothing_in_particular_ends_an_open_conversation() -> None:
+    failed = pb.Failed(message="credit: got too much", reason=pb.REASON_PROTOCOL_VIOLATION)
+
+    def use(inbox: Inbox) -> asyncio.Future[pb.Opened]:
+        inbox.take(pb.ConverseResponse(opened=pb.Opened()))
+        with pytest.raises(InvalidMessageError, match="credit: got too much"):
+            inbox.take(pb.ConverseResponse(failed=failed))
+        return inbox.opened
+
+    assert _with_inbox(use) == pb.Opened()
+
+
 def test_a_lost_stream_is_told_to_everybody() -> None:
     async def run() -> list[BaseException | None]:
         inbox = Inbox()
@@ -233,3 +245,5 @@ def test_batches_without_rows_or_of_different_rows_are_refused() -> None:
         num_rows({})
     with pytest.raises(ValueError, match="inputs: got no rows, expected at least one"):
         num_rows({"ids": torch.ones(0, 3)})
+    with pytest.raises(TypeError, match="inputs: got a str, expected a sequence of texts or tensors by na"):
+        num_rows("abc")

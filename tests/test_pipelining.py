@@ -12,6 +12,7 @@ import torch
 from preceptor import wire
 from preceptor.compression import Compression, WireType, encode
 from preceptor.terms import Reading
+from student_client import TeacherTalk
 from student_client.turns import CodecSnapshot
 from tests.local_talk import assert_close, gradients_of, loss_of
 from tests.toy import STUDENT_DIM
@@ -20,7 +21,7 @@ from tests.toy_frames import MESSAGE_DIM, MESSAGE_LEN, ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from student_client import TeacherTalk
+    from student_client.frames import TeacherInputs
     from tests.toy_server import ToyServer
 
 BATCH = 6
@@ -136,6 +137,31 @@ def test_a_micro_batch_has_rows(connect: Callable[..., TeacherTalk]) -> None:
         connect("127.0.0.1:1", micro_batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("limits", "max_frame_bytes", "num_turns"),
+    [
+        ({}, None, BATCH),
+        ({"max_retained_turns": 4}, None, 2),
+        ({"max_retained_turns": 4, "max_batch_size": 2}, None, 3),
+        ({"max_retained_turns": 4}, 1, BATCH),
+    ],
+)
+def test_a_batch_is_no_more_turns_than_the_teacher_keeps_if_they_fit(
+    start_server: Callable[..., ToyServer],
+    limits: dict[str, int],
+    max_frame_bytes: int | None,
+    num_turns: int,
+) -> None:
+    address = f"preceptor://{start_server(**limits).address}"
+    talk = TeacherTalk.connect(address, student_dim=STUDENT_DIM, message_dim=MESSAGE_DIM, micro_batch_size=1)
+    talk.max_frame_bytes = max_frame_bytes or talk.max_frame_bytes
+    assert len(talk(_states()).receipts) == num_turns
+    assert len(talk.start_observe(INPUTS, ["lower_message"])._sent.turns) == num_turns
+    with torch.no_grad():
+        assert len(talk(_states()).receipts) == BATCH
+    talk.close()
+
+
 def test_inputs_that_were_read_ahead_come_from_the_cache(
     start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
 ) -> None:
@@ -191,6 +217,9 @@ def test_reading_ahead_never_fails(
     expected = talk(_states()).decoded
     talk.read_ahead({"ids": ids() + 1000}, ["logits"])
     talk.read_ahead({"other": ids()}, ["logits"])
+    nothing: list[TeacherInputs] = [{}, [], {"ids": ids()[:0]}]
+    for inputs in nothing:
+        talk.read_ahead(inputs, ["logits"])
     assert torch.equal(talk(_states()).decoded, expected)
     server.queue.await_arrivals(2)
     server.queue.gate.clear()

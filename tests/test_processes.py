@@ -100,11 +100,17 @@ def _talk_and_fork(talk: TeacherTalk, states: Tensor, answers: multiprocessing.Q
     def speak() -> str:
         return f"{float(talk(states).decoded.sum().detach()):.4f}"
 
+    def look_ahead() -> str:
+        for _ in range(3):
+            talk.read_ahead({"ids": torch.zeros(2, 4, dtype=torch.long)}, ["logits"])
+        return f"room for {talk.conversation._ahead_room._value}"
+
     answers.put(_fork(speak))
     answers.put(speak())
     answers.put(_fork(speak))
     answers.put(" ".join({speak() and _fork(lambda: "fine") for _ in range(20)}))
     answers.put(speak())
+    answers.put(_fork(look_ahead))
     talk.close()
 
 
@@ -118,9 +124,10 @@ def test_a_conversation_and_forks_do_not_harm_each_other(
     answers = context.Queue()
     child = context.Process(target=_talk_and_fork, args=(talk, states, answers))
     child.start()
-    forked_before, spawned, forked_after, silent, still = (answers.get(timeout=60) for _ in range(5))
+    forked_before, spawned, forked_after, silent, still, ahead = (answers.get(timeout=60) for _ in range(6))
     child.join(60)
     assert child.exitcode == 0
     assert forked_before == spawned == still == here
     assert "forked after its parent had talked to a teacher, expected one that was spawned" in forked_after
     assert silent == "fine"
+    assert ahead == "room for 2"

@@ -224,3 +224,19 @@ def test_the_finder_asks_seeds_then_what_it_learned_and_ends_with_the_seeds(
     directory.stop()
     assert _find(finder) == [alone, directory.address]
     assert _find(ReplicaFinder(["127.0.0.1:1"], QUICK)) == ["127.0.0.1:1"]
+
+
+def test_a_seed_that_does_not_tell_does_not_end_the_search(
+    start_server: Callable[..., ToyServer], directory: _Directory
+) -> None:
+    alive = start_server().address
+    mute = grpc.server(ThreadPoolExecutor(1))
+    refuses = f"127.0.0.1:{mute.add_insecure_port('127.0.0.1:0')}"
+    mute.start()
+    directory.replicas = [alive]
+    finder = ReplicaFinder([directory.address, refuses], QUICK)
+    assert _find(finder) == [alive, directory.address, refuses]
+    directory.stop()
+    assert _find(finder) == [alive, directory.address, refuses]
+    assert _find(ReplicaFinder(["127.0.0.1:1", refuses], QUICK)) == [refuses, "127.0.0.1:1"]
+    mute.stop(None).wait(30)

@@ -162,6 +162,7 @@ def test_the_config_says_how_a_student_talks(table: Path, row_server: ToyServer)
     frame = run.objective.talk.conversation._open_frame
     assert (frame.tenant, frame.deterministic) == ("search", True)
     assert Compression.from_proto(frame.compression) == run.config.talk.compression
+    assert run.objective.talk._sender._limits == run.objective.talk.client.describe().limits
     first, *_, last = losses_of(run)
     assert last < first
     run.close()

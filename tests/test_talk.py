@@ -264,3 +264,10 @@ def test_some_observations_need_no_others(server: ToyServer, connect: Callable[.
     assert message.shape == (BATCH, 2, MESSAGE_DIM)
     gradients = gradients_of(message.sum(), talk)
     assert set(gradients) == {"teacher_codec.encoder.body.weight", "teacher_codec.encoder.body.bias"}
+
+
+def test_an_unknown_kind_is_refused_by_name(connect: Callable[..., TeacherTalk]) -> None:
+    talk = connect("127.0.0.1:1")
+    for ask in (talk.observe, talk.read_ahead):
+        with pytest.raises(ValueError, match="kinds: got 'nope', expected some of lower_message, upper_mess"):
+            ask(INPUTS, ["logits", "nope"])
