@@ -91,7 +91,7 @@ def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
         "student": student,
         "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
         "teacher": {"address": address},
-        "talk": {"codec": {"message_dim": 4}},
+        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
         "losses": LOSSES,
         "cpus_per_worker": 0.5,
         **changes,
