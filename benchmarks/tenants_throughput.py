@@ -24,6 +24,7 @@ __all__ = ["Cell", "Measurements", "measure_throughput"]
 # Rounds of many large turns are long however few pairs they have; after this many times what a round should
 # take, a cell gets no more.
 _MAX_ROUNDS_A_CELL = 20
+_MAX_DEDICATED_TOKENS = 1 << 15  # 16 large turns; a graph of one takes about 150 MB
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,15 @@ async def measure_throughput(
         cells: what to measure.
         num_rounds: of each variant in a cell.
         seconds: about what a round takes.
-        max_dedicated: cells with more tenants are measured without `dedicated`.
+        max_dedicated: cells with more tenants are measured without `dedicated`, and so are those whose turns
+            are so large that the graphs of as many teachers would not fit into 24 GiB.
     """
     measured = Measurements()
     for cell in cells:
         print(f"throughput: {cell.num_tenants} x {cell.size}", file=sys.stderr, flush=True)
-        alone = dedicated if cell.num_tenants <= max_dedicated else None
+        num_tokens = cell.num_tenants * SIZES[cell.size].num_tokens
+        fits = cell.num_tenants <= max_dedicated and num_tokens <= _MAX_DEDICATED_TOKENS
+        alone = dedicated if fits else None
         tenants = {variant: each[: cell.num_tenants] for variant, each in shared.items()}
         await _measure_cell(measured, cell, tenants, alone, num_rounds, seconds)
     return measured
