@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,8 @@ from benchmarks.frames import FrameTimes, time_frames
 from benchmarks.reference import TalkingStudent, remote_and_local
 from benchmarks.student import Batch, make_batches
 from preceptor.terms import Reading
+from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.families import load_teacher
 from services.teacher.local import serving
 
@@ -59,7 +62,7 @@ def main() -> int:
         with teachers.one_ray(idle):
             bare = idle.model_copy(update={"port": teachers.free_port()})
             with serving(idle) as address, bare_server(bare, folder) as bare_target:
-                targets = {"serve": address.removeprefix("preceptor://"), "bare": bare_target}
+                targets = {"serve": _replica_at(address), "bare": bare_target}
                 frames = asyncio.run(_frames(targets, options.num_blocks))
             config = teachers.encoder(port)
             with serving(config) as address:
@@ -82,6 +85,15 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--num-blocks", type=int, default=40, help="alternating blocks (default: 40)")
     return parser.parse_args()
+
+
+def _replica_at(address: str) -> str:
+    """Asks the directory at a service's address for a replica."""
+    with grpc.insecure_channel(address.removeprefix("preceptor://")) as channel:
+        stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
+        response = stub.FindReplicas(pb.FindReplicasRequest(), timeout=10, wait_for_ready=True)
+    target: str = response.replicas[0].address
+    return target
 
 
 async def _frames(targets: dict[str, str], num_blocks: int) -> dict[str, dict[str, FrameTimes]]:
