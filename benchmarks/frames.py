@@ -88,6 +88,8 @@ class RawStream:
             start = time.perf_counter()
             await self._call.write(request)
             answer = await self._call.read()
+            while answer.HasField("credit"):  # of earlier frames; it is never short of any
+                answer = await self._call.read()
             elapsed_s = time.perf_counter() - start
             if answer.reply.turn != self._turn:
                 raise RuntimeError(f"exchange: got {answer}, expected the reply to turn {self._turn}")

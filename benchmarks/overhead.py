@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,10 +30,8 @@ from benchmarks.frames import FrameTimes, time_frames
 from benchmarks.reference import TalkingStudent, remote_and_local
 from benchmarks.student import Batch, make_batches
 from preceptor.terms import Reading
-from preceptor.v1 import teacher_pb2 as pb
-from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.families import load_teacher
-from services.teacher.local import serving
+from services.teacher.local import find_replicas, serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +46,7 @@ _NUM_WORDS = (13, 14)  # with the two special tokens about 16 tokens
 _STUDENT = {"width": 64, "message_dim": 32, "message_len": 4}
 _SPLIT_LAYER = 3
 _STEPS_A_BLOCK = 2
+_FIND_TIMEOUT_S = 10.0
 
 
 def main() -> int:
@@ -61,8 +59,9 @@ def main() -> int:
         idle = teachers.identity(port, folder, _WIDTH)
         with teachers.one_ray(idle):
             bare = idle.model_copy(update={"port": teachers.free_port()})
-            with serving(idle) as address, bare_server(bare, folder) as bare_target:
-                targets = {"serve": _replica_at(address), "bare": bare_target}
+            with serving(idle), bare_server(bare, folder) as bare_target:
+                (replica,) = find_replicas(idle, _FIND_TIMEOUT_S)
+                targets = {"serve": replica, "bare": bare_target}
                 frames = asyncio.run(_frames(targets, options.num_blocks))
             config = teachers.encoder(port)
             with serving(config) as address:
@@ -85,15 +84,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--num-blocks", type=int, default=40, help="alternating blocks (default: 40)")
     return parser.parse_args()
-
-
-def _replica_at(address: str) -> str:
-    """Asks the directory at a service's address for a replica."""
-    with grpc.insecure_channel(address.removeprefix("preceptor://")) as channel:
-        stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
-        response = stub.FindReplicas(pb.FindReplicasRequest(), timeout=10, wait_for_ready=True)
-    target: str = response.replicas[0].address
-    return target
 
 
 async def _frames(targets: dict[str, str], num_blocks: int) -> dict[str, dict[str, FrameTimes]]:

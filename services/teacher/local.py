@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
 
-__all__ = ["ServeError", "address_of", "serving", "wait_until_ready"]
+__all__ = ["ServeError", "address_of", "find_replicas", "serving", "wait_until_ready"]
 
 
 _POLL_S = 0.1
@@ -155,7 +155,7 @@ def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
     """
     deadline_s = time.monotonic() + timeout_s
     try:
-        for target in _find_replicas(config, deadline_s):
+        for target in find_replicas(config, timeout_s):
             with _stub(target) as stub:
                 stub.DescribeTeacher(
                     pb.DescribeTeacherRequest(), timeout=_remaining_s(deadline_s), wait_for_ready=True
@@ -167,13 +167,14 @@ def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
         ) from None
 
 
-def _find_replicas(config: ServiceConfig, deadline_s: float) -> list[str]:
-    """Returns where the replicas are, once there are as many as there should be.
+def find_replicas(config: ServiceConfig, timeout_s: float) -> list[str]:
+    """Returns where the replicas are, `HOST:PORT` each, once there are as many as there should be.
 
     Raises:
         ServeError: there are fewer.
         grpc.RpcError: nobody answers.
     """
+    deadline_s = time.monotonic() + timeout_s
     target = socket_address(config.host, config.port)
     with _stub(target) as stub:
         while True:
