@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
-import torch
 
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from services.teacher.engine import Engine
-    from services.teacher.families.base import Teacher
 
-__all__ = ["bare_server", "load_alone"]
+__all__ = ["bare_server"]
 
 _READY_TIMEOUT_S = 120.0
 _MAX_QUEUED_TURNS = 1024
@@ -69,19 +67,9 @@ def bare_server(
             process.communicate()
 
 
-def load_alone(config: ServiceConfig) -> Teacher:
-    """Loads a config's teacher into this process, with the device and type that a service would take."""
-    from services.teacher.families import load_teacher
-
-    device = torch.device("cuda" if config.num_gpus > 0 else "cpu")
-    torch.set_num_threads(config.num_threads)
-    default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return load_teacher(config, device, getattr(torch, config.dtype) if config.dtype else default)
-
-
 def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     # Imported by the server's process only.
-    from services.teacher.loading import load_engine
+    from services.teacher.loading import load_engine, load_frozen
 
     if kind == "shared":
         return load_engine(config)
@@ -91,7 +79,7 @@ def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     from services.teacher.teaching import Teaching
 
     queue = FifoQueue(_MAX_QUEUED_TURNS)
-    engine = Engine(Teaching(load_alone(config), None), queue=queue, graphs=GraphStore(max_bytes=0))
+    engine = Engine(Teaching(load_frozen(config), None), queue=queue, graphs=GraphStore(max_bytes=0))
     engine.start()
     return engine
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from preceptor.v1 import teacher_pb2 as pb
     from preceptor.v1 import tensor_pb2 as tensors
-    from services.teacher.engine import Engine
-    from services.teacher.observations import ObservationCache
 
 __all__ = ["CountingServer", "counting_server"]
 
@@ -162,31 +160,15 @@ def _num_rows(observe: pb.Observe) -> int:
     return len(observe.inputs.texts) or observe.inputs.tensors[0].tensor.shape[0]
 
 
-def _load(config: ServiceConfig) -> tuple[Engine, ObservationCache]:
-    """Loads what `load_engine` does, but keeps the cache in sight."""
-    import torch
-
-    from services.teacher.engine import Engine
-    from services.teacher.families import load_teacher
-    from services.teacher.graphs import GraphStore
-    from services.teacher.loading import build_queue
-    from services.teacher.observations import ObservationCache
-    from services.teacher.teaching import Teaching
-
-    torch.set_num_threads(config.num_threads)
-    teacher = load_teacher(config, torch.device("cpu"), torch.float32)
-    graphs = GraphStore(config.engine.max_retained_bytes)
-    cache = ObservationCache(config.cache.max_bytes)
-    teaching = Teaching(teacher, cache, max_batch_tokens=config.engine.max_batch_tokens)
-    engine = Engine(teaching, queue=build_queue(teacher, config, graphs), graphs=graphs)
-    engine.start()
-    return engine, cache
-
-
 async def _serve(config: ServiceConfig) -> None:
+    # Imported by the server's process only.
+    from services.teacher.loading import load_engine
     from services.teacher.servicer import TeacherServicer
 
-    engine, cache = _load(config)
+    engine = load_engine(config)
+    cache = engine.cache
+    if cache is None:
+        raise ValueError(f"cache.max_bytes: got {config.cache.max_bytes}, expected a cache to look into")
     limit = config.limits.max_frame_bytes
     interceptor = _Counts()
     server = grpc.aio.server(

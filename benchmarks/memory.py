@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from benchmarks.bare_server import bare_server, load_alone
+from benchmarks.bare_server import bare_server
 from benchmarks.load import SIZES, Tenant
 from benchmarks.tenants_dedicated import local_pair
 from services.teacher.config import DecoderConfig, ServiceConfig
@@ -148,7 +148,9 @@ def _tenant(connection: Connection, kind: str, config: ServiceConfig, seed: int)
         return
     pair: Callable[[Size], None] | None = None
     if kind == "dedicated":
-        teacher = load_alone(config)
+        from services.teacher.loading import load_frozen
+
+        teacher = load_frozen(config)
         pair = local_pair(teacher, seed, teacher.facts.num_layers // 2)
     connection.send("loaded")
     connection.recv()

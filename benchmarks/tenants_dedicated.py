@@ -1,6 +1,6 @@
 """Tenants that have a teacher each, in a process each, as users do today.
 
-The passes are those of the service (`services.teacher.talking`), under autograd, in the tenant's own process:
+The passes are those of the service, under autograd, in the tenant's own process:
 no server, no wire, one torch thread a process.
 """
 
@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.bare_server import load_alone
 from benchmarks.load import CODEC_SPEC, SIZES, tensors_of
 from preceptor.codec import TeacherCodec
-from preceptor.terms import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +33,7 @@ _MODULES_TO_PRELOAD = ["benchmarks.tenants_dedicated", "services.teacher.familie
 
 def local_pair(teacher: Teacher, seed: int, split_layer: int) -> Callable[[Size], None]:
     """Returns a function that does one exchange with its backward pass in this process."""
-    from services.teacher.talking import interpret
+    from services.teacher.families.base import States
 
     torch.manual_seed(seed)
     codec = TeacherCodec(CODEC_SPEC, teacher.facts.hidden_size).to(teacher.device)
@@ -47,15 +45,10 @@ def local_pair(teacher: Teacher, seed: int, split_layer: int) -> Callable[[Size]
     def pair(size: Size) -> None:
         message, grad_reply = prepared(size)
         message.requires_grad_()
-        reply = interpret(
-            teacher,
-            codec,
-            message,
-            torch.ones(message.shape[:2], dtype=torch.bool, device=teacher.device),
-            reading=Reading.REPLACE,
-            split_layer=split_layer,
-            inputs=None,
-        )
+        mask = torch.ones(message.shape[:2], dtype=torch.bool, device=teacher.device)
+        decoded = codec.decoder(message).to(teacher.facts.dtype)
+        upper = teacher.upper(States(decoded, mask), split_layer)
+        reply = codec.encoder(upper.hidden_states.float(), mask, mask)
         gradients = torch.autograd.grad(reply, [message, *codec.parameters()], grad_reply)
         for tensor in (reply, *gradients):
             tensor.detach().cpu()
@@ -120,7 +113,9 @@ class DedicatedTenants:
 
 def _tenant(connection: Connection, config: ServiceConfig, seed: int, split_layer: int) -> None:
     """Loads a teacher, says so, and does what it is told until it is told None."""
-    pair = local_pair(load_alone(config), seed, split_layer)
+    from services.teacher.loading import load_frozen
+
+    pair = local_pair(load_frozen(config), seed, split_layer)
     connection.send("ready")
     while (wanted := connection.recv()) is not None:
         size, num_pairs = wanted

@@ -153,7 +153,7 @@ def _row_bytes(inputs: TeacherInputs | None) -> int:
     if inputs is None:
         return 0
     if isinstance(inputs, Mapping):
-        return sum(tensor[:1].numel() * tensor.element_size() for tensor in inputs.values())
+        return sum(tensor[:1].nbytes for tensor in inputs.values())
     return max(len(text.encode()) + 8 for text in inputs)
 
 

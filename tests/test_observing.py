@@ -14,8 +14,8 @@ from services.teacher.graphs import GraphStore
 from services.teacher.observations import ObservationCache
 from services.teacher.observing import needed_parts
 from services.teacher.own_reading import LOWER, POOLED, UPPER
-from services.teacher.talking import observe
 from services.teacher.teaching import Teaching
+from tests.one_turn import observe
 from tests.toy import WatchedTeacher
 from tests.toy_queue import Stepper
 from tests.toy_turns import (
@@ -52,7 +52,7 @@ def _expected(teacher: Teacher, turn: ObserveTurn) -> dict[str, torch.Tensor]:
 
 
 def _check(teaching: Teaching, turn: ObserveTurn) -> None:
-    """Holds the values and gradients of a turn against `talking`; states count where they are valid."""
+    """Holds the values and gradients of a turn against `one_turn`; states count where they are valid."""
     (done,), _ = teaching.forward([turn], with_graph=True)
     expected = _expected(teaching.teacher, turn)
     got = done.values(turn)

@@ -63,7 +63,7 @@ def _grads(turns: list[ExchangeTurn]) -> list[torch.Tensor]:
 def _check(
     kind: str, turns: list[ExchangeTurn], asked: set[int] | None = None, *, in_buckets: bool = False
 ) -> None:
-    """Holds a pass against `talking`, with gradients of some of its turns (None: of all)."""
+    """Holds a pass against `one_turn`, with gradients of some of its turns (None: of all)."""
     done = _pass(kind, turns, in_buckets=in_buckets)
     grads = _grads(turns)
     indices = range(len(turns)) if asked is None else sorted(asked)

@@ -118,7 +118,7 @@ def test_dependencies_point_inwards(folder: str, forbidden: set[str]) -> None:
 def test_the_teachers_core_knows_neither_ray_nor_grpc() -> None:
     core = [path for path in _sources("services/teacher") if path.name not in EDGE]
     names = {path.name for path in core}
-    assert {"engine.py", "talking.py", "conversation.py", "decoder.py", "servicer.py"} <= names
+    assert {"engine.py", "passes.py", "conversation.py", "decoder.py", "servicer.py"} <= names
     assert _violations(core, {"ray", "grpc"}) == []
     edge = [path for path in _sources("services/teacher") if path.name in EDGE]
     assert _violations(edge, {"ray", "grpc"}) != []

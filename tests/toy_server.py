@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -19,10 +18,10 @@ from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherService
 from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
 from services.teacher.graphs import GraphStore
+from services.teacher.loading import build_queue
 from services.teacher.observations import ObservationCache
-from services.teacher.scheduling import FairQueue
 from services.teacher.servicer import TeacherServicer
-from services.teacher.teaching import Teaching, batch_key
+from services.teacher.teaching import Teaching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -40,28 +39,25 @@ _FRAME_OVERHEAD_BYTES = 64 << 10
 ResultT = TypeVar("ResultT")
 
 
-class GatedQueue(FairQueue):
-    """Hands work out only while its gate is open, and lets a test wait for work to come in."""
+class GatedQueue:
+    """A service's queue that hands work out only while its gate is open, and tells when work comes in."""
 
     def __init__(self, teacher: Teacher, graphs: GraphStore, config: ServiceConfig) -> None:
-        super().__init__(
-            graphs,
-            key_of=batch_key(teacher),
-            max_batch_tokens=config.engine.max_batch_tokens,
-            max_queued_tokens=config.limits.max_queued_tokens,
-            max_wait_s=config.engine.max_wait_ms / 1000.0,
-            weights=config.engine.tenant_weights,
-            clock=time.perf_counter,
-        )
+        self._queue = build_queue(teacher, config, graphs)
+        self.finished, self.gone = self._queue.finished, self._queue.gone
         self.gate = threading.Event()
         self.gate.set()
         self._arrived = threading.Semaphore(0)
         self._refused = threading.Semaphore(0)
         self.num_admitted = 0
 
+    @property
+    def num_queued_tokens(self) -> int:
+        return self._queue.num_queued_tokens
+
     def admit(self, work: Work) -> None:
         try:
-            super().admit(work)
+            self._queue.admit(work)
         except OverloadedError:
             self._refused.release()
             raise
@@ -69,12 +65,12 @@ class GatedQueue(FairQueue):
         self._arrived.release()
 
     def next_batch(self) -> list[Work] | None:
-        batch = super().next_batch()
+        batch = self._queue.next_batch()
         self.gate.wait()
         return batch
 
     def close(self) -> None:
-        super().close()
+        self._queue.close()
         self.gate.set()
 
     def await_arrivals(self, count: int = 1) -> None:

@@ -13,8 +13,8 @@ import torch
 from preceptor.codec import CodecSpec, TeacherCodec
 from preceptor.terms import ObservationKind, Reading
 from services.teacher.families import load_teacher
-from services.teacher.talking import interpret
 from services.teacher.work import ExchangeTurn, ObserveTurn, Speaker
+from tests.one_turn import interpret
 from tests.tiny_models import load_from, save_tiny
 from tests.toy import toy_config
 
@@ -143,7 +143,7 @@ def observe_turn(
 def alone(
     teacher: Teacher, turn: ExchangeTurn, grad_reply: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """Interprets a turn by the formulas of `talking`: its reply, and with a gradient of it, all gradients."""
+    """Interprets a turn by the formulas of `one_turn`: its reply and, with a gradient of it, all others."""
     message = turn.message.clone().requires_grad_()
     reply = interpret(
         teacher,

@@ -238,4 +238,4 @@ def _unpack(record: bytes) -> tuple[Tensor, ...] | None:
 
 
 def _num_bytes(value: tuple[Tensor, ...]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in value)
+    return sum(tensor.nbytes for tensor in value)

@@ -94,6 +94,7 @@ class Engine:
     ) -> None:
         self.teacher = teaching.teacher
         self.graphs = graphs
+        self.cache = teaching.cache
         self._teaching = teaching
         self._transfers = teaching.transfers
         self._queue = queue
@@ -121,8 +122,8 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
             self._transfers.stop()
-        if self._teaching.cache is not None:
-            self._teaching.cache.close()
+        if self.cache is not None:
+            self.cache.close()
 
     def forward(self, turn: Turn) -> Future[ForwardResult]:
         """Admits a forward pass.

@@ -21,11 +21,26 @@ if TYPE_CHECKING:
     from services.teacher.config import CacheConfig, ServiceConfig
     from services.teacher.families.base import Teacher
 
-__all__ = ["build_engine", "build_queue", "load_engine"]
+__all__ = ["build_engine", "build_queue", "load_engine", "load_frozen"]
 
 
 def load_engine(config: ServiceConfig) -> Engine:
-    """Loads the frozen model of a config and returns a started engine on the device it asks for.
+    """Loads the frozen model of a config and returns a started engine of it.
+
+    Raises:
+        ValueError, OSError, ImportError: as in `load_teacher`.
+    """
+    engine = build_engine(load_frozen(config), config)
+    # A million objects of torch and transformers are here to stay; the collector need not look at them again
+    # while turns wait.
+    gc.collect()
+    gc.freeze()
+    engine.start()
+    return engine
+
+
+def load_frozen(config: ServiceConfig) -> Teacher:
+    """Loads the frozen model of a config, on the device and in the type that it asks for.
 
     Raises:
         ValueError, OSError, ImportError: as in `load_teacher`.
@@ -34,14 +49,7 @@ def load_engine(config: ServiceConfig) -> Engine:
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads)
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, config.dtype) if config.dtype else default
-    engine = build_engine(load_teacher(config, device, dtype), config)
-    # A million objects of torch and transformers are here to stay; the collector need not look at them again
-    # while turns wait.
-    gc.collect()
-    gc.freeze()
-    engine.start()
-    return engine
+    return load_teacher(config, device, getattr(torch, config.dtype) if config.dtype else default)
 
 
 def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:

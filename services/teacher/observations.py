@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from services.teacher.disk_tier import DiskTier
 
-__all__ = ["ENTRY_BYTES", "ObservationCache", "entry_key", "num_entry_bytes", "row_digests"]
+__all__ = ["ENTRY_BYTES", "ObservationCache", "entry_key", "num_entry_bytes", "row_digests", "valid_lengths"]
 
 _Value: TypeAlias = "tuple[Tensor, ...]"
 
@@ -123,7 +123,7 @@ class ObservationCache:
 
 def num_entry_bytes(value: tuple[Tensor, ...]) -> int:
     """Returns what a value takes of the budget, in bytes."""
-    return ENTRY_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in value)
+    return ENTRY_BYTES + sum(tensor.nbytes for tensor in value)
 
 
 def entry_key(scope: str, fingerprint: str, part: str, digest: bytes) -> bytes:
@@ -157,7 +157,7 @@ def row_digests(inputs: Mapping[str, Tensor], *, cut_padding: bool = True) -> li
     if mask is None or mask.ndim != 2 or mask.dtype is not torch.bool:  # noqa: PLR2004 - rank
         columns = [_whole_rows(name, inputs[name]) for name in names]
     else:
-        lengths = _valid_lengths(mask)
+        lengths = valid_lengths(mask)
         columns = [
             _cut_rows(name, inputs[name], lengths)
             if inputs[name].shape[1:2] == mask.shape[1:]
@@ -170,7 +170,7 @@ def row_digests(inputs: Mapping[str, Tensor], *, cut_padding: bool = True) -> li
     ]
 
 
-def _valid_lengths(mask: Tensor) -> list[int]:
+def valid_lengths(mask: Tensor) -> list[int]:
     """Returns one more than each row's last valid position, 0 if there is none."""
     positions = torch.arange(1, mask.shape[1] + 1)
     lengths: list[int] = (mask * positions).amax(1).tolist() if mask.shape[1] else [0] * len(mask)

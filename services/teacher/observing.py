@@ -6,20 +6,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from preceptor.codec import resample
+from preceptor.distance import state_distance
 from preceptor.terms import ObservationKind
 from services.teacher.own_reading import LOGITS, LOWER, POOLED, UPPER
 from services.teacher.passes import Gradients, Pass
-from services.teacher.talking import codec_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
+    from preceptor.codec import TeacherCodec
+    from services.teacher.families.base import States
     from services.teacher.own_reading import OwnReading
     from services.teacher.work import ObserveTurn, Turn
 
-__all__ = ["ObservePass", "needed_parts", "observe_pass"]
+__all__ = ["ObservePass", "codec_values", "needed_parts", "observe_pass"]
 
 _PARTS: dict[ObservationKind, tuple[str, ...]] = {
     ObservationKind.LOWER_MESSAGE: (LOWER,),
@@ -97,3 +100,40 @@ def observe_pass(turn: ObserveTurn, own: OwnReading, *, with_graph: bool) -> Obs
 
 def _device(own: OwnReading) -> torch.device:
     return next(iter(own.states.values())).mask.device
+
+
+def codec_values(
+    codec: TeacherCodec,
+    kinds: Collection[ObservationKind],
+    lower: States | None,
+    upper: States | None,
+    message_mask: Tensor | None,
+) -> dict[str, Tensor]:
+    """Returns the values that depend on the codec.
+
+    Args:
+        codec: Dec_T and Enc_T.
+        kinds: what to return; others than those of the codec are left out.
+        lower: T_lo, [B, L, D], if a kind needs it.
+        upper: T_hi, [B, L, D], if a kind needs it.
+        message_mask: [B, K], bool, the positions messages shall have; None: those of the states.
+    """
+    states = [each for each in (lower, upper) if each is not None]
+    positions = states[0].mask if message_mask is None else message_mask
+    values: dict[str, Tensor] = {}
+    for kind, each in ((ObservationKind.LOWER_MESSAGE, lower), (ObservationKind.UPPER_MESSAGE, upper)):
+        if kind in kinds and each is not None:
+            message = codec.encoder(each.hidden_states.float(), each.mask, positions)
+            values[kind] = message.masked_fill(~positions[..., None], 0.0)
+    if ObservationKind.STATE_CONSISTENCY in kinds:
+        both = [_round_trip(codec, each, positions) for each in states]
+        values[ObservationKind.STATE_CONSISTENCY] = torch.stack(both).mean(0)
+    return values
+
+
+def _round_trip(codec: TeacherCodec, states: States, positions: Tensor) -> Tensor:
+    """Returns d(Dec_T(Enc_T(T)), T) at the message's positions, [B]."""
+    hidden_states = states.hidden_states.float()
+    target = resample(hidden_states, states.mask, positions)
+    back = codec.decoder(codec.encoder(target, positions, positions))
+    return state_distance(back, target, positions)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from services.teacher.families.base import Modality, States
-from services.teacher.observations import entry_key, row_digests
+from services.teacher.observations import entry_key, row_digests, valid_lengths
 from services.teacher.packing import join_inputs, stack_rows
 
 if TYPE_CHECKING:
@@ -278,9 +278,7 @@ def _lengths(inputs: Mapping[str, Tensor], mask: Tensor | None) -> list[int]:
         first = next(iter(inputs.values()))
         longest = max(tensor.shape[1] if tensor.ndim > 1 else 1 for tensor in inputs.values())
         return [int(longest)] * int(first.shape[0])
-    positions = torch.arange(1, mask.shape[1] + 1)
-    lengths: list[int] = (mask * positions).amax(1).clamp_min(1).tolist()
-    return lengths
+    return [max(length, 1) for length in valid_lengths(mask)]
 
 
 def _to_host(reading: OwnReading) -> OwnReading:

@@ -1,8 +1,10 @@
 """One pass of the teacher for the turns of many tenants, forward and backward.
 
 Turns that agree in codec spec, rows, positions and reading form a *group*, whose codecs are computed as one
-(`stacking`); groups of different shapes are padded together (`packing`) for the teacher's shared layers. The
-same formulas for one turn are in `talking`, and are what tests hold this against.
+(`stacking`); groups of different shapes are padded together (`packing`) for the teacher's shared layers.
+
+Talking Models (arXiv 2310.03188), teacher's side: T'_lo = Dec_T(m), T'_hi = upper(T'_lo), r = Enc_T(T'_hi).
+The codec computes in float32 whatever the teacher computes in.
 
 Shapes: G turns of a group, B rows, K positions of a message, M `message_dim`, L positions of the teacher's
 own input, D its hidden size.

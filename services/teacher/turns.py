@@ -101,4 +101,4 @@ class TurnShelf:
 
 
 def _codec_bytes(codec: TeacherCodec) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in codec.parameters())
+    return sum(parameter.nbytes for parameter in codec.parameters())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from preceptor.terms import ObservationKind, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -79,7 +79,7 @@ class ExchangeTurn:
     @property
     def held_bytes(self) -> int:
         """Bytes of its tensors, without the codec."""
-        return _num_bytes([self.message, self.mask, *(self.inputs or {}).values()])
+        return sum(tensor.nbytes for tensor in (self.message, self.mask, *(self.inputs or {}).values()))
 
     @property
     def num_rows(self) -> int:
@@ -130,7 +130,7 @@ class ObserveTurn:
     def held_bytes(self) -> int:
         """Bytes of its tensors, without the codec."""
         masks = [] if self.message_mask is None else [self.message_mask]
-        return _num_bytes([*self.inputs.values(), *masks])
+        return sum(tensor.nbytes for tensor in (*self.inputs.values(), *masks))
 
     @property
     def num_rows(self) -> int:
@@ -215,10 +215,6 @@ class BackwardWork:
 
 
 Work: TypeAlias = ForwardWork | BackwardWork
-
-
-def _num_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _length(inputs: Mapping[str, Tensor]) -> int:

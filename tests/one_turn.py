@@ -1,8 +1,6 @@
-"""How a teacher takes a message in and what it says of an input: the formulas of one turn.
+"""The formulas of one turn, without batches, caches or stacks: what tests hold the engine against.
 
 Talking Models (arXiv 2310.03188), teacher's side: T'_lo = Dec_T(m), T'_hi = upper(T'_lo), r = Enc_T(T'_hi).
-Pure functions of a teacher, a codec and tensors; they know nothing of turns, queues or the wire. The codec
-computes in float32 whatever the teacher computes in.
 
 Shapes: B batch, K positions of a message, M `message_dim`, L positions of the teacher's own input, D its
 hidden size.
@@ -16,14 +14,14 @@ import torch
 from torch import Tensor
 
 from preceptor.codec import TeacherCodec, resample
-from preceptor.distance import state_distance
 from preceptor.terms import ObservationKind, Reading
 from services.teacher.families.base import States, Teacher
+from services.teacher.observing import codec_values
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["codec_values", "interpret", "observe"]
+__all__ = ["interpret", "observe"]
 
 
 def interpret(
@@ -114,40 +112,3 @@ def observe(
 
 def _needs_upper(kinds: Collection[ObservationKind]) -> bool:
     return any(kind not in (ObservationKind.LOWER_MESSAGE, ObservationKind.LOWER_STATE) for kind in kinds)
-
-
-def codec_values(
-    codec: TeacherCodec,
-    kinds: Collection[ObservationKind],
-    lower: States | None,
-    upper: States | None,
-    message_mask: Tensor | None,
-) -> dict[str, Tensor]:
-    """Returns the values that depend on the codec.
-
-    Args:
-        codec: Dec_T and Enc_T.
-        kinds: what to return; others than those of the codec are left out.
-        lower: T_lo, [B, L, D], if a kind needs it.
-        upper: T_hi, [B, L, D], if a kind needs it.
-        message_mask: [B, K], bool, the positions messages shall have; None: those of the states.
-    """
-    states = [each for each in (lower, upper) if each is not None]
-    positions = states[0].mask if message_mask is None else message_mask
-    values: dict[str, Tensor] = {}
-    for kind, each in ((ObservationKind.LOWER_MESSAGE, lower), (ObservationKind.UPPER_MESSAGE, upper)):
-        if kind in kinds and each is not None:
-            message = codec.encoder(each.hidden_states.float(), each.mask, positions)
-            values[kind] = message.masked_fill(~positions[..., None], 0.0)
-    if ObservationKind.STATE_CONSISTENCY in kinds:
-        both = [_round_trip(codec, each, positions) for each in states]
-        values[ObservationKind.STATE_CONSISTENCY] = torch.stack(both).mean(0)
-    return values
-
-
-def _round_trip(codec: TeacherCodec, states: States, positions: Tensor) -> Tensor:
-    """Returns d(Dec_T(Enc_T(T)), T) at the message's positions, [B]."""
-    hidden_states = states.hidden_states.float()
-    target = resample(hidden_states, states.mask, positions)
-    back = codec.decoder(codec.encoder(target, positions, positions))
-    return state_distance(back, target, positions)
