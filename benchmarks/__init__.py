@@ -1,1 +1,1 @@
-"""Benchmarks that are run by hand: `python -m benchmarks.parity`, `python -m benchmarks.overhead`."""
+"""Benchmarks that are run by hand, each as `python -m benchmarks.NAME`; README.md says what they measure."""
