@@ -1,8 +1,8 @@
 """The labelled texts on which the benchmarks train: real ones, on any machine.
 
 TREC (Li & Roth 2002: questions and the type of their answer, six coarse classes) may not be passed on, so it
-is read where somebody has put it. Elsewhere the texts are first sentences of docstrings of packages that are
-installed anyway, and the label is the package.
+is read from the folder that PRECEPTOR_TREC names. Without one the texts are first sentences of docstrings of
+packages that are installed anyway, and the label is the package.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.util
+import os
 import random
 import re
 import warnings
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tables", "write_tables"]
 
-_TREC = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec"
+_TREC_VARIABLE = "PRECEPTOR_TREC"
 _PACKAGES = ("matplotlib", "networkx", "pandas", "sympy", "torch", "transformers")
 _FILES_A_PACKAGE = 100
 _SENTENCES_A_PACKAGE = 500
@@ -58,9 +59,11 @@ def write_tables(folder: Path, *, num_train: int, num_valid: int, num_test: int)
 
     Raises:
         ValueError: there are too few texts.
+        OSError: PRECEPTOR_TREC names a folder without TREC's files.
     """
-    source = "TREC questions" if (_TREC / "TREC.train").exists() else "docstrings of packages"
-    texts = dict(_trec() if source.startswith("TREC") else _docstrings())
+    trec = os.environ.get(_TREC_VARIABLE)
+    source = "TREC questions" if trec else "docstrings of packages"
+    texts = dict(_trec(Path(trec)) if trec else _docstrings())
     rows = sorted(texts.items())
     random.Random(0).shuffle(rows)
     if len(rows) <= num_train + num_valid:
@@ -80,10 +83,10 @@ def _write(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
     return path
 
 
-def _trec() -> Iterator[tuple[str, str]]:
-    """Yields questions and their coarse types."""
+def _trec(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields questions and their coarse types, from TREC.train and TREC.test."""
     for name in ("TREC.train", "TREC.test"):
-        for line in (_TREC / name).read_text(encoding="latin-1").splitlines():
+        for line in (folder / name).read_text(encoding="latin-1").splitlines():
             label, _, text = line.partition(" ")
             yield text, label.partition(":")[0]
 
