@@ -62,6 +62,8 @@ bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.ddp
+	$(BIN)/python -m benchmarks.fleet
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from services.teacher.engine import Engine
 
-__all__ = ["bare_server"]
+__all__ = ["bare_server", "server_in_this_process"]
 
 _READY_TIMEOUT_S = 120.0
 _MAX_QUEUED_TURNS = 1024
@@ -67,6 +67,22 @@ def bare_server(
             process.communicate()
 
 
+@contextlib.contextmanager
+def server_in_this_process(config: ServiceConfig) -> Iterator[str]:
+    """Serves on a thread of this process while open; yields its `host:port`."""
+    ended = threading.Event()
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_serve(config, "shared", ended.wait)), name="teacher", daemon=True
+    )
+    thread.start()
+    try:
+        wait_until_ready(config, _READY_TIMEOUT_S)
+        yield f"{config.host}:{config.port}"
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     # Imported by the server's process only.
     from services.teacher.loading import load_engine, load_frozen
@@ -84,7 +100,8 @@ def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     return engine
 
 
-async def _serve(config: ServiceConfig, kind: str) -> None:
+async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) -> None:
+    """Serves until `end` returns, which may block."""
     from services.teacher.servicer import TeacherServicer
 
     engine = _load_engine(config, kind)
@@ -96,7 +113,7 @@ async def _serve(config: ServiceConfig, kind: str) -> None:
     add_TeacherServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"{config.host}:{config.port}")
     await server.start()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await asyncio.get_running_loop().run_in_executor(None, end)
     await server.stop(grace=0.5)
     engine.stop()
 
@@ -132,7 +149,7 @@ def _main() -> None:
     config = ServiceConfig.model_validate_json(options.config.read_text())
 
     def serve() -> None:
-        asyncio.run(_serve(config, options.engine))
+        asyncio.run(_serve(config, options.engine, sys.stdin.read))
 
     if options.profile is None:
         serve()

@@ -12,9 +12,10 @@ import contextlib
 import multiprocessing
 import statistics
 import sys
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import psutil
 import torch
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
     from benchmarks.load import Size
 
-__all__ = ["Memory", "measure_memory"]
+__all__ = ["Memory", "PeakMemory", "measure_memory"]
 
 _SIZE = SIZES["small"]
 _HIDDEN_SIZE = 576
 _NUM_WARM_UP_PAIRS = 3
 _NUM_SAMPLES = 5
 _SAMPLE_PAUSE_S = 0.3
+_PEAK_PAUSE_S = 1.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -189,6 +191,36 @@ def _used_bytes(config: ServiceConfig) -> int:
 def _pss_bytes() -> int:
     own = psutil.Process()
     return sum(process.memory_full_info().pss for process in [own, *own.children(recursive=True)])
+
+
+class PeakMemory:
+    """Watches the memory of all processes below this one while open.
+
+    Attributes:
+        peak_bytes: the most PSS that was seen at once.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._ended.wait(_PEAK_PAUSE_S):
+            used_bytes = 0
+            for process in own.children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    used_bytes += process.memory_full_info().pss
+            self.peak_bytes = max(self.peak_bytes, used_bytes)
 
 
 def _gpu_bytes() -> int:

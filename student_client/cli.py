@@ -76,10 +76,14 @@ def train(
     try:
         check(settings)
         with local_ray(), _progress(settings) as progress:
-            task = progress.add_task(settings.name, total=settings.epochs, note="starting")
+            task = progress.add_task(settings.name, total=None, note="starting")
+            notes = {"steps": "", "epoch": ""}
 
             def show(line: dict[str, Any]) -> None:
-                progress.update(task, completed=line["epoch"], note=_note(line))
+                if line["kind"] in notes:
+                    notes[line["kind"]] = _note(line)
+                    note = ", ".join(filter(None, notes.values()))
+                    progress.update(task, completed=line["step"], total=line["num_steps"], note=note)
 
             result = run_training(settings, fresh=fresh, on_progress=show)
     except ValueError as error:
@@ -124,8 +128,10 @@ def _progress(settings: TrainConfig) -> Progress:
 
 
 def _note(line: dict[str, Any]) -> str:
+    if line["kind"] == "epoch":
+        return f"valid {line['metric']} {line['valid']:.3f}"
     return (
-        f"loss {line['losses']['loss']:.3f}, valid {line['metric']} {line['valid']:.3f}, "
+        f"loss {line['losses']['loss']:.3f}, {line['examples_per_s']:.0f} examples/s, "
         f"{line['waiting_share']:.0%} waiting for the teacher"
     )
 

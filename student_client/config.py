@@ -5,6 +5,7 @@ One YAML file says what is trained, on what data, by which losses and against wh
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +15,10 @@ from preceptor.codec import CodecSpec
 from preceptor.compression import Compression
 from preceptor.settings import read_fields
 from preceptor.terms import Reading
+from student_client.data_config import DataConfig, resolve_source
 from student_client.options import ClientOptions, parse_address
+from student_client.student_config import StudentConfig
+from student_client.tracking import TrackingConfig
 
 __all__ = [
     "DataConfig",
@@ -24,50 +28,12 @@ __all__ = [
     "TalkConfig",
     "TeacherConfig",
     "TrainConfig",
+    "put",
 ]
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StudentConfig(_Config):
-    """The model that is trained."""
-
-    factory: str = Field(description="`package.module:callable` that builds the student.")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of the factory.")
-    lower: str | None = Field(default=None, description="Module path of S_lo, the state that is sent.")
-    upper: str | None = Field(default=None, description="Module path of S_hi, which the reply meets.")
-    mask: str | None = Field(
-        default=None, description="The student's input that marks valid positions of those states; null: all."
-    )
-    num_classes_kwarg: str | None = Field(
-        default=None, description="The factory's argument that takes the number of classes found in the data."
-    )
-
-
-class DataConfig(_Config):
-    """Tables with one example a row (CSV with a header)."""
-
-    train: Path | None = Field(default=None, description="Training examples; or on the command line.")
-    valid: Path | None = Field(default=None, description="Validation examples; null: split off `train`.")
-    test: Path | None = Field(default=None, description="Test examples; null: split off `train`.")
-    valid_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `valid` is null.")
-    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `test` is null.")
-    task: Literal["classification", "regression"] = Field(description="What the labels are.")
-    label: str = Field(description="The column of labels.")
-    text: str | None = Field(default=None, description="The column of texts; the student gets hashed words.")
-    features: dict[str, Literal["int64", "float32"]] = Field(
-        default_factory=dict, description="Columns of numbers, given to the student (and teacher) by name."
-    )
-    vocab_size: int = Field(default=8192, ge=2, description="Buckets that words are hashed into.")
-    max_len: int = Field(default=32, ge=1, description="Words of a text that the student reads.")
-
-    @model_validator(mode="after")
-    def _check_inputs(self) -> Self:
-        if (self.text is None) == (not self.features):
-            raise ValueError("text, features: got both or neither, expected exactly one of them")
-        return self
 
 
 class TeacherConfig(_Config):
@@ -167,9 +133,30 @@ class TrainConfig(_Config):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="By what.")
     epochs: int = Field(default=10, ge=1, description="Passes over the training examples.")
     batch_size: int = Field(default=32, ge=1, description="Examples a step, of all workers together.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Parts that a worker computes its share of a batch in, to save memory."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="In which the student computes (autocast); weights are float32."
+    )
     keep: Literal["best", "last"] = Field(default="best", description="Which epoch's weights are the result.")
     checkpoint_every_epochs: int = Field(default=5, ge=1, description="Epochs between checkpoints.")
-    num_workers: int = Field(default=1, ge=1, description="Ray Train workers (data parallel).")
+    checkpoint_every_steps: int | None = Field(
+        default=None, ge=1, description="Steps between more checkpoints, for long epochs; null: none."
+    )
+    log_every_steps: int = Field(default=20, ge=1, description="Steps between lines of `metrics.jsonl`.")
+    tracking: TrackingConfig = Field(
+        default_factory=TrackingConfig, description="Where metrics go besides the run's folder."
+    )
+    num_workers: int | tuple[int, int] = Field(
+        default=1,
+        description="Ray Train workers (data parallel), or the fewest and the most of an elastic run.",
+    )
+    peer_timeout_s: int = Field(
+        default=300,
+        ge=1,
+        description="Seconds that a worker waits for the others; longer than the teacher's deadline.",
+    )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="Ray's logical CPUs a worker.")
     use_gpu: bool = Field(default=False, description="One GPU a worker.")
     num_threads: int = Field(default=1, ge=1, description="Torch threads a worker.")
@@ -184,11 +171,39 @@ class TrainConfig(_Config):
             raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
         if self.losses.hint and not self.student.upper:
             raise ValueError("student.upper: got null, expected a module path for losses.hint")
-        if self.batch_size % self.num_workers:
-            raise ValueError(
-                f"batch_size: got {self.batch_size}, expected a multiple of num_workers {self.num_workers}"
-            )
+        if self.data.task == "tokens" and (self.losses.kd or self.losses.hint):
+            raise ValueError("losses.kd, losses.hint: got a weight, expected 0: data.task is tokens")
         return self
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        fewest, most = self.worker_range
+        if not 1 <= fewest <= most:
+            raise ValueError(
+                f"num_workers: got {self.num_workers}, expected [fewest, most] or a number, from 1"
+            )
+        if self.batch_size < most:
+            raise ValueError(f"batch_size: got {self.batch_size}, expected at least num_workers {most}")
+        if self.losses.needs_teacher and self.teacher and most > 1:
+            deadline_s = self.teacher.options.deadline_s
+            if self.peer_timeout_s <= deadline_s:
+                raise ValueError(
+                    f"peer_timeout_s: got {self.peer_timeout_s}, expected over {deadline_s:g}, as long as "
+                    "another worker may wait for the teacher (teacher.options.deadline_s)"
+                )
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        return self.num_workers
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files are."""
+        return self.output / self.name
 
     @classmethod
     def load(cls, path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -203,11 +218,17 @@ class TrainConfig(_Config):
             OSError: the file can't be read.
             ValueError: it is not YAML, or a field is wrong; the message names the field.
         """
-        data = read_fields(path)
-        _resolve_paths(data, path.resolve().parent)
+        data = cls.resolve(read_fields(path), path.resolve().parent)
         for name, value in (overrides or {}).items():
-            _put(data, name.split("."), value)
+            put(data, name.split("."), value)
         return cls.model_validate(data)
+
+    @staticmethod
+    def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Returns the fields of a run, or some of them, with paths relative to a folder made absolute."""
+        data = copy.deepcopy(data)
+        _resolve_paths(data, folder)
+        return data
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
@@ -215,11 +236,18 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     if isinstance(tables, dict):
         for key in ("train", "valid", "test"):
             if tables.get(key) is not None:
-                tables[key] = folder / str(tables[key])
-    data["python_path"] = [folder / str(entry) for entry in data.get("python_path", ())]
+                tables[key] = resolve_source(str(tables[key]), folder)
+    student = data.get("student")
+    if isinstance(student, dict):
+        for key in ("pretrained", "tokenizer"):
+            if student.get(key) is not None:
+                student[key] = resolve_source(str(student[key]), folder)
+    if "python_path" in data:
+        data["python_path"] = [folder / str(entry) for entry in data["python_path"]]
 
 
-def _put(data: dict[str, Any], keys: list[str], value: object) -> None:
+def put(data: dict[str, Any], keys: list[str], value: object) -> None:
+    """Sets a value in nested fields, making what is missing on the way to it."""
     for key in keys[:-1]:
         nested = data.get(key)
         data[key] = nested if isinstance(nested, dict) else {}

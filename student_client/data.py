@@ -1,37 +1,29 @@
-"""Tables to batches: what the student reads, what the teacher reads, the labels.
+"""Examples in batches: what the student reads, what the teacher reads, the labels.
 
-Reads CSV with a header. A text becomes hashed words for the student, and stays a text for the teacher, which
-has a tokenizer of its own. The order of examples is a function of seed and epoch, so a resumed run sees the
-same batches.
+The order of examples is a function of seed and epoch, so a resumed run sees the same batches, and workers
+share each batch out, so that their number changes nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-import re
-import zlib
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from student_client.preparation import SEQUENCES, Preparation, hash_words
+from student_client.reading import DataError, read_table
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from student_client.config import DataConfig
+    from student_client.data_config import DataConfig
     from student_client.frames import TeacherInputs
+    from student_client.student_config import StudentConfig
 
-__all__ = ["Batch", "DataError", "Examples", "Splits", "hash_words", "load_splits"]
-
-_WORD = re.compile(r"\w+|[^\w\s]")
-_DTYPES = {"int64": torch.int64, "float32": torch.float32}
-
-
-class DataError(ValueError):
-    """A table is not what the config says; names the file, the column and the row."""
+__all__ = ["Batch", "DataError", "ExampleSource", "Examples", "Splits", "hash_words", "load_splits"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Batch:
     Attributes:
         student: the student's inputs by name, the batch first.
         teacher: what the teacher reads of the same examples.
-        labels: [B], int64 classes or float32 values.
+        labels: [B], int64 classes or float32 values, or [B, L] classes of positions, -100 for none.
     """
 
     student: dict[str, Tensor]
@@ -53,34 +45,60 @@ class Batch:
         student = {name: tensor.to(device) for name, tensor in self.student.items()}
         return Batch(student, self.teacher, self.labels.to(device))
 
+    def parts(self, num_parts: int) -> list[Batch]:
+        """Returns the batch in so many parts, or as many as it has rows, of about the same size."""
+        num_parts = min(num_parts, len(self.labels))
+        return [self._rows(rows) for rows in torch.arange(len(self.labels)).tensor_split(num_parts)]
 
-@dataclass(frozen=True)
-class Examples:
-    """A table in memory; fields as in `Batch`, over all its rows."""
+    def _rows(self, rows: Tensor) -> Batch:
+        start, end = int(rows[0]), int(rows[-1]) + 1
+        if end - start == len(self.labels):
+            return self
+        student = {name: tensor[start:end] for name, tensor in self.student.items()}
+        teacher: TeacherInputs = (
+            {name: tensor[start:end] for name, tensor in self.teacher.items()}
+            if isinstance(self.teacher, dict)
+            else list(self.teacher)[start:end]
+        )
+        return Batch(student, teacher, self.labels[start:end])
 
-    student: dict[str, Tensor]
-    texts: tuple[str, ...]
-    labels: Tensor
+    def trimmed(self) -> Batch:
+        """Returns the batch without positions that are padding in all of its rows."""
+        mask = self.student.get("attention_mask")
+        if mask is None:
+            return self
+        length = int(mask.sum(-1).max())
+        student = {
+            name: tensor[:, :length] if name in SEQUENCES else tensor for name, tensor in self.student.items()
+        }
+        labels = self.labels[:, :length] if self.labels.ndim > 1 else self.labels
+        return Batch(student, self.teacher, labels)
+
+
+class ExampleSource(Protocol):
+    """Examples, in memory or streamed."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        """Returns their number."""
+        ...
 
-    def select(self, rows: Tensor) -> Batch:
-        """Returns the rows with the given numbers, [B]."""
-        student = {name: tensor[rows] for name, tensor in self.student.items()}
-        if not self.texts:
-            return Batch(student, student, self.labels[rows])
-        length = int(student["attention_mask"].sum(-1).max())
-        student = {name: tensor[:, :length] for name, tensor in student.items()}
-        return Batch(student, [self.texts[row] for row in rows.tolist()], self.labels[rows])
+    def example(self, num_rows: int = 2) -> Batch:
+        """Returns the first rows."""
+        ...
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields all rows in order."""
-        for rows in _split(torch.arange(len(self)), batch_size):
-            yield self.select(rows)
+        ...
 
     def shuffled(
-        self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
         """Yields a worker's share of every batch of an epoch; a batch smaller than the workers is left out.
 
@@ -90,14 +108,69 @@ class Examples:
             epoch: from 0.
             rank: the worker's number.
             world_size: workers.
+            first_batch: how many batches are passed over.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples in memory; fields as in `Batch`, over all rows.
+
+    Attributes:
+        student: the student's inputs.
+        texts: what the teacher reads, or None if it reads some of the student's inputs.
+        labels: the labels.
+        teacher_names: which inputs those are.
+    """
+
+    student: dict[str, Tensor]
+    texts: tuple[str, ...] | None
+    labels: Tensor
+    teacher_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor) -> Batch:
+        """Returns the rows with the given numbers, [B]."""
+        student = {name: tensor[rows] for name, tensor in self.student.items()}
+        teacher: TeacherInputs = (
+            {name: student[name] for name in self.teacher_names}
+            if self.texts is None
+            else [self.texts[row] for row in rows.tolist()]
+        )
+        return Batch(student, teacher, self.labels[rows]).trimmed()
+
+    def example(self, num_rows: int = 2) -> Batch:
+        """Returns the first rows."""
+        return self.select(torch.arange(min(num_rows, len(self))))
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields all rows in order."""
+        for rows in split_rows(torch.arange(len(self)), batch_size):
+            yield self.select(rows)
+
+    def shuffled(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_batch: int = 0,
+    ) -> Iterator[Batch]:
+        """See `ExampleSource.shuffled`."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        for rows in _split(torch.randperm(len(self), generator=generator), batch_size):
+        batches = split_rows(torch.randperm(len(self), generator=generator), batch_size)
+        for rows in itertools.islice(batches, first_batch, None):
             if len(rows) >= world_size:
                 yield self.select(rows[rank::world_size])
 
 
-def _split(rows: Tensor, size: int) -> Iterator[Tensor]:
+def split_rows(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Yields the numbers of rows in pieces of a size, the last one perhaps smaller."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
@@ -106,97 +179,108 @@ def _split(rows: Tensor, size: int) -> Iterator[Tensor]:
 class Splits:
     """Training, validation and test examples; `classes` are the labels' names, empty for regression."""
 
-    train: Examples
-    valid: Examples
-    test: Examples
+    train: ExampleSource
+    valid: ExampleSource
+    test: ExampleSource
     classes: tuple[str, ...]
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
-    """Reads the tables of a config and splits off what has no table of its own.
+def load_splits(config: DataConfig, seed: int, student: StudentConfig | None = None) -> Splits:
+    """Reads the sources of a config and splits off what has no source of its own.
+
+    Args:
+        config: names sources and columns.
+        seed: of the split.
+        student: says which tokenizer reads texts.
 
     Raises:
         DataError: a file, column or value is not what the config says.
     """
     if config.train is None:
-        raise DataError("data.train: got null, expected a CSV file, in the config or on the command line")
-    rows = _read(config.train, config)
+        raise DataError("data.train: got null, expected a source, in the config or on the command line")
+    if config.stream:
+        from student_client.streaming import load_streams  # noqa: PLC0415 - needs Ray
+
+        return load_streams(config, student)
+    rows = _read(config.train, config, "train")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     num_valid = 0 if config.valid else round(config.valid_fraction * len(rows))
     num_test = 0 if config.test else round(config.test_fraction * len(rows))
-    valid = _read(config.valid, config) if config.valid else [rows[i] for i in order[:num_valid]]
-    test = _read(config.test, config) if config.test else [rows[i] for i in order[num_valid:][:num_test]]
+    valid = _read(config.valid, config, "valid") if config.valid else [rows[i] for i in order[:num_valid]]
+    test = (
+        _read(config.test, config, "test") if config.test else [rows[i] for i in order[num_valid:][:num_test]]
+    )
     train = [rows[i] for i in order[num_valid + num_test :]]
     for name, part in (("train", train), ("valid", valid), ("test", test)):
         if not part:
             raise DataError(f"data.{name}: got no examples ({len(rows)} in {config.train}), expected some")
-    classes = sorted({row[config.label] for row in rows}) if config.task == "classification" else []
-    parts = [_examples(part, config, classes) for part in (train, valid, test)]
-    return Splits(parts[0], parts[1], parts[2], tuple(classes))
+    preparation = Preparation(config, student, classes_of([row[config.label] for row in rows], config))
+    parts = [_examples(part, preparation) for part in (train, valid, test)]
+    return Splits(parts[0], parts[1], parts[2], preparation.classes)
 
 
-def hash_words(text: str, vocab_size: int, max_len: int) -> list[int]:
-    """Returns the buckets, 1 to vocab_size - 1, of a text's first words and punctuation marks."""
-    words = _WORD.findall(text.lower())[:max_len]
-    return [1 + zlib.crc32(word.encode()) % (vocab_size - 1) for word in words] or [1]
+def classes_of(labels: Sequence[Any], config: DataConfig) -> tuple[str, ...]:
+    """Returns the names of the classes among some labels, or those that the config says."""
+    if config.task == "regression":
+        return ()
+    if config.classes is not None:
+        return config.classes
+    if config.task == "tokens":
+        labels = [tag for tags in labels for tag in tags]
+    return tuple(sorted({str(label) for label in labels}))
 
 
-def _read(path: Path, config: DataConfig) -> list[dict[str, str]]:
-    columns = [config.label, *([config.text] if config.text else config.features)]
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: got columns {reader.fieldnames}, expected {missing} too")
-            rows = [{column: row[column] for column in columns} for row in reader]
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: got bytes that are not UTF-8 at {error.start}, expected UTF-8") from None
-    for number, row in enumerate(rows, start=2):
-        empty = [column for column, value in row.items() if value is None or not value.strip()]
-        if empty:
-            raise DataError(f"{path}, line {number}: got no value in {empty}, expected one")
+def _read(source: str, config: DataConfig, split: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(source, config, split).to_pylist()
+    check_values(source, rows)
     return rows
 
 
-def _examples(rows: Sequence[dict[str, str]], config: DataConfig, classes: list[str]) -> Examples:
-    texts = tuple(row[config.text] for row in rows) if config.text else ()
-    if config.text:
-        student = _hashed(texts, config)
-    else:
-        student = {name: _numbers(rows, name, _DTYPES[kind]) for name, kind in config.features.items()}
-    if config.task == "regression":
-        return Examples(student, texts, _numbers(rows, config.label, torch.float32))
-    number_of = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({row[config.label] for row in rows} - set(number_of))
-    if unknown:
-        raise DataError(
-            f"{config.label}: got classes {unknown[:5]} that the training table lacks, expected none"
-        )
-    return Examples(student, texts, torch.tensor([number_of[row[config.label]] for row in rows]))
+def check_values(source: str, rows: Sequence[dict[str, Any]], *, numbered: bool = True) -> None:
+    """Says which row lacks a value.
+
+    Args:
+        source: where the rows are from.
+        rows: values by column.
+        numbered: whether they are all of the source's, in order.
+
+    Raises:
+        DataError: one does.
+    """
+    for number, row in enumerate(rows, start=1):
+        empty = [name for name, value in row.items() if value is None or not str(value).strip()]
+        if empty:
+            place = f"row {number}" if numbered else f"a row with {_shown(row)}"
+            raise DataError(f"{source}, {place}: got no value in {empty}, expected one")
 
 
-def _hashed(texts: Sequence[str], config: DataConfig) -> dict[str, Tensor]:
-    hashed = [hash_words(text, config.vocab_size, config.max_len) for text in texts]
-    length = max(map(len, hashed))
-    ids = torch.zeros(len(hashed), length, dtype=torch.int64)
-    for row, words in enumerate(hashed):
-        ids[row, : len(words)] = torch.tensor(words)
-    return {"input_ids": ids, "attention_mask": ids != 0}
+def _shown(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={str(value)[:20]!r}" for name, value in row.items())
 
 
-def _numbers(rows: Sequence[dict[str, str]], column: str, dtype: torch.dtype) -> Tensor:
-    try:
-        convert = int if dtype is torch.int64 else _finite
-        return torch.tensor([convert(row[column]) for row in rows], dtype=dtype)
-    except ValueError as error:
-        raise DataError(f"column {column!r}: {error}; expected numbers") from None
+def read_examples(source: str, preparation: Preparation, split: str) -> Examples:
+    """Reads a source whole.
+
+    Args:
+        source: a file, a folder or a Hugging Face data set.
+        preparation: turns rows into inputs.
+        split: of a Hugging Face data set that has several.
+
+    Raises:
+        DataError: it is not what the config says.
+    """
+    rows = _read(source, preparation.config, split)
+    if not rows:
+        raise DataError(f"data.{split}: got no examples in {source}, expected some")
+    return _examples(rows, preparation)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"got {text!r}")
-    return value
+def _examples(rows: Sequence[dict[str, Any]], preparation: Preparation) -> Examples:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    texts = preparation.teacher_texts(columns)
+    return Examples(
+        preparation.student_inputs(columns),
+        None if texts is None else tuple(texts),
+        preparation.labels(columns),
+        preparation.teacher_names,
+    )

@@ -1,11 +1,12 @@
-"""The files of a run: progress, result, checkpoints, the student alone.
+"""The files of a run: metrics, result, checkpoints, the student alone.
 
-Results are written aside and renamed, progress is appended line by line, Ray Train moves whole checkpoints:
+Results are written aside and renamed, metrics are appended line by line, Ray Train moves whole checkpoints:
 a reader never takes half of one for the whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,17 +20,28 @@ if TYPE_CHECKING:
     from student_client.config import TrainConfig
 
 __all__ = [
-    "PROGRESS_FILE",
-    "Progress",
+    "CONFIG_FILE",
+    "EXAMPLE_FILE",
+    "METRICS_FILE",
+    "RESULT_FILE",
+    "STUDENT_FACTS_FILE",
+    "STUDENT_FILE",
+    "MetricsFile",
     "ResumeError",
     "config_digest",
     "load_checkpoint",
+    "read_metrics",
     "read_new_lines",
     "save_checkpoint",
     "write_json",
 ]
 
-PROGRESS_FILE = "progress.jsonl"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+STUDENT_FILE = "student.safetensors"
+STUDENT_FACTS_FILE = "student.json"
+EXAMPLE_FILE = "example_inputs.safetensors"
 _STATE = "state.pt"
 
 
@@ -39,7 +51,20 @@ class ResumeError(ValueError):
 
 def config_digest(config: TrainConfig) -> str:
     """Returns a digest of all that decides a run's course; where it runs and how often it saves do not."""
-    free = {"output", "max_failures", "checkpoint_every_epochs", "cpus_per_worker", "num_threads", "use_gpu"}
+    free = {
+        "accumulate",
+        "checkpoint_every_epochs",
+        "checkpoint_every_steps",
+        "cpus_per_worker",
+        "log_every_steps",
+        "max_failures",
+        "num_threads",
+        "num_workers",
+        "output",
+        "peer_timeout_s",
+        "tracking",
+        "use_gpu",
+    }
     content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -82,25 +107,48 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Path(name).replace(path)
 
 
-class Progress:
-    """Appends one JSON object a line to a run's `progress.jsonl`, for whoever watches."""
+class MetricsFile:
+    """Appends one JSON object a line to a run's `metrics.jsonl`, for whoever watches."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / PROGRESS_FILE
+        self._path = folder / METRICS_FILE
 
-    def write(self, **content: object) -> None:
-        """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(content) + "\n")
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends a line; a line of "kind" "resumed" takes back those of later steps than its "step"."""
+        with self._path.open("ab+") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last writer was killed in the middle of a line
+                    file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics that still hold, without those before a resumption."""
+    kept: list[dict[str, Any]] = []
+    for line in read_new_lines(path, 0)[0]:
+        if line["kind"] == "resumed":
+            kept = [each for each in kept if each["step"] <= line["step"]]
+        else:
+            kept.append(line)
+    return kept
 
 
 def read_new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
-    """Returns the whole lines of a progress file from a position on, and the position after them."""
+    """Returns the whole lines of a metrics file from a position on, and the position after them.
+
+    A line that its writer was killed in is passed over.
+    """
     if not path.exists():
         return [], position
     with path.open("rb") as file:
         file.seek(position)
         content = file.read()
     end = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:end].splitlines()], position + end
+    lines = []
+    for line in content[:end].splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines, position + end

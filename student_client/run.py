@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,9 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from student_client.data import load_splits
-from student_client.objective import Objective, build_objective
+from student_client.objective import Objective, build_objective, num_tokens
+from student_client.optimization import build_optimizer, build_schedule
+from student_client.pace import Pace
 from student_client.records import ResumeError
 from student_client.students import build_student
 
@@ -20,27 +24,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from student_client.config import OptimizerConfig, TrainConfig
-    from student_client.data import Batch, Examples
+    from student_client.config import TrainConfig
+    from student_client.data import Batch, ExampleSource
+    from student_client.objective import Outcome
 
 __all__ = ["StudentRun"]
 
 
 class StudentRun:
-    """Trains a student; a run that is saved and loaded at the end of an epoch goes on exactly.
+    """Trains a student; a run that is saved and loaded goes on exactly.
+
+    A step's loss is the mean over the examples (tokens, for token-level labels) of all workers and parts of
+    the batch, so neither `num_workers` nor `accumulate` changes what is learnt.
 
     Args:
         config: of the run.
         rank: this worker's number.
         world_size: workers.
         wrap: makes a module data parallel and puts it on this worker's device.
+        sum_over_workers: adds a number up over all workers.
         clock: seconds that only grow.
 
     Attributes:
         epoch: epochs done.
+        step: steps done.
         last_valid: the metric on the validation examples after the last epoch.
-        last_waiting_share: the share of the last epoch's step time that was spent waiting for the teacher.
         metric: "accuracy" or "rmse".
+        pace: how fast it goes and how long it waits.
 
     Raises:
         DataError, ValueError: the config does not fit the data or the student.
@@ -54,28 +64,32 @@ class StudentRun:
         rank: int = 0,
         world_size: int = 1,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        sum_over_workers: Callable[[float], float] = lambda number: number,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.metric = "rmse" if config.data.task == "regression" else "accuracy"
         self.epoch = 0
         self.last_valid = math.nan
-        self.last_waiting_share = 0.0
-        self.splits = load_splits(config.data, config.seed)
+        self.splits = load_splits(config.data, config.seed, config.student)
         self._rank = rank
         self._world_size = world_size
-        self._clock = clock
-        self._step_s = 0.0
+        self._sum_over_workers = sum_over_workers
+        self._batches_done = 0  # of the epoch that is under way
         torch.manual_seed(config.seed)
         student = build_student(
-            config.student, num_classes=len(self.splits.classes), python_path=config.python_path
+            config.student,
+            num_classes=len(self.splits.classes),
+            task=config.data.task,
+            python_path=config.python_path,
         )
-        example = self.splits.train.select(torch.arange(min(2, len(self.splits.train))))
-        self.objective: Objective = build_objective(config, student, example)
+        self.example = self.splits.train.example()
+        self.objective: Objective = build_objective(config, student, self.example)
+        self.pace = Pace(lambda: self._waiting_s, clock)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device
-        self._optimizer = _build_optimizer(self.objective, config.optimizer)
-        self._schedule = _build_schedule(self._optimizer, config.optimizer, self.num_steps)
+        self._optimizer = build_optimizer(self.objective, config.optimizer)
+        self._schedule = build_schedule(self._optimizer, config.optimizer, self.num_steps)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
         torch.manual_seed(config.seed * 1_000_003 + rank)  # dropout differs between workers
 
@@ -90,42 +104,86 @@ class StudentRun:
         full, rest = divmod(len(self.splits.train), self.config.batch_size)
         return full + (rest >= self._world_size)
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.epoch * self.steps_per_epoch + self._batches_done
+
     def train_epoch(self) -> Iterator[dict[str, float]]:
-        """Trains one epoch; yields the losses of each step by name, "loss" their weighted sum.
+        """Trains one epoch, or what is left of it; yields the losses of each step by name.
+
+        "loss" is their weighted sum.
 
         Raises:
             TeacherError: the conversation failed; see `student_client.errors`.
         """
         self._parallel.train()
+        self.pace.start_epoch()
         batches = self.splits.train.shuffled(
             self.config.batch_size,
             seed=self.config.seed,
             epoch=self.epoch,
             rank=self._rank,
             world_size=self._world_size,
+            first_batch=self._batches_done,
         )
-        waited_s, stepped_s = self._waiting_s, self._step_s
         for batch, ahead in itertools.pairwise(itertools.chain(batches, [None])):
             if batch is not None:  # None is only ahead of the last one
-                yield self._step(batch.to(self._device), ahead)
-        self.last_waiting_share = _share(self._waiting_s - waited_s, self._step_s - stepped_s)
+                losses = self._step(batch, ahead)
+                self._batches_done += 1
+                yield losses
         self.epoch += 1
+        self._batches_done = 0
         self._keep_best()
 
     def _step(self, batch: Batch, ahead: Batch | None) -> dict[str, float]:
-        start_s = self._clock()
-        outcome = self._parallel(batch, ahead)
-        self._optimizer.zero_grad()
-        outcome.loss.backward()
-        if self.config.optimizer.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.max_grad_norm)
-        self._optimizer.step()
-        if self.objective.talk is not None:
-            self.objective.talk.push_codec()
-        self._schedule.step()
-        losses = {"loss": outcome.loss.item(), **{name: part.item() for name, part in outcome.parts.items()}}
-        self._step_s += self._clock() - start_s
-        return losses
+        total = self._global_size(batch)
+        with self.pace.step(total.rows):
+            parts = batch.parts(self.config.accumulate)
+            self._optimizer.zero_grad()
+            sums: dict[str, float] = {}
+            for number, (part, following) in enumerate(itertools.pairwise([*parts, ahead])):
+                assert part is not None  # noqa: S101 - only the last one can be
+                is_last = number == len(parts) - 1
+                with contextlib.nullcontext() if is_last else self._without_averaging():
+                    outcome = self._backward(part, following, total)
+                for name, value in _losses_of(outcome).items():
+                    sums[name] = sums.get(name, 0.0) + value * len(part.labels) / len(batch.labels)
+            if self.config.optimizer.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.max_grad_norm)
+            self._optimizer.step()
+            if self.objective.talk is not None:
+                self.objective.talk.push_codec()
+            self._schedule.step()
+        return sums
+
+    def _backward(self, part: Batch, ahead: Batch | None, total: _Size) -> Outcome:
+        """Adds a part's gradients; all parts' sum is the gradient of the mean over all workers."""
+        moved = part.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            outcome: Outcome = self._parallel(moved, ahead)
+        of_task = outcome.num_tokens * self._world_size / total.tokens
+        of_rows = len(part.labels) * self._world_size / total.rows
+        if of_task == of_rows == 1:
+            torch.autograd.backward(outcome.loss)  # exactly as it is
+        else:
+            torch.autograd.backward(of_task * outcome.task_loss + of_rows * outcome.talk_loss)
+        return outcome
+
+    def _without_averaging(self) -> contextlib.AbstractContextManager[None]:
+        """Lets gradients add up in this worker while open; they are averaged with the last part."""
+        no_sync: Callable[[], contextlib.AbstractContextManager[None]] = getattr(
+            self._parallel, "no_sync", contextlib.nullcontext
+        )
+        return no_sync()
+
+    def _global_size(self, batch: Batch) -> _Size:
+        """Returns the size of this step's batch in all workers."""
+        left = len(self.splits.train) - self._batches_done * self.config.batch_size
+        rows = min(self.config.batch_size, left)
+        if self.config.data.task != "tokens":
+            return _Size(rows, rows)
+        return _Size(rows, max(self._sum_over_workers(num_tokens(batch.labels)), 1))
 
     def _keep_best(self) -> None:
         self.last_valid = value = self.evaluate(self.splits.valid)
@@ -135,18 +193,19 @@ class StudentRun:
             self._best = (score, self.epoch, state)
 
     @torch.no_grad()
-    def evaluate(self, examples: Examples, batch_size: int = 512) -> float:
+    def evaluate(self, examples: ExampleSource, batch_size: int = 512) -> float:
         """Returns the student's accuracy (0 to 1) or root mean squared error; it is alone."""
         self.objective.eval()
-        total = 0.0
+        total, count = 0.0, 0
         for batch in examples.batches(batch_size):
             moved = batch.to(self._device)
             logits = self.objective.predict(moved)
             if self.metric == "rmse":
                 total += (logits.reshape(moved.labels.shape) - moved.labels).pow(2).sum().item()
             else:
-                total += (logits.argmax(-1) == moved.labels).sum().item()
-        mean = total / len(examples)
+                total += (logits.argmax(-1) == moved.labels).sum().item()  # never -100
+            count += num_tokens(moved.labels)
+        mean = total / count if count else math.nan
         return math.sqrt(mean) if self.metric == "rmse" else mean
 
     def finish(self) -> dict[str, Any]:
@@ -161,6 +220,7 @@ class StudentRun:
             "test": self.evaluate(self.splits.test),
             "epochs": self.epoch,
             "best_epoch": best_epoch,
+            "num_steps": self.step,
             "num_train": len(self.splits.train),
             "num_test": len(self.splits.test),
             **self.conversation_facts(),
@@ -171,7 +231,7 @@ class StudentRun:
         talk = self.objective.talk
         return {
             "waiting_s": self._waiting_s,
-            "waiting_share": _share(self._waiting_s, self._step_s),
+            "waiting_share": self.pace.waiting_share,
             "num_reconnects": 0 if talk is None else talk.conversation.num_reconnects,
         }
 
@@ -200,6 +260,8 @@ class StudentRun:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch": self.epoch,
+            "batches_done": self._batches_done,
+            "last_valid": self.last_valid,
             "best": self._best,
             "teacher": self.objective.teacher_fingerprint,
         }
@@ -219,32 +281,18 @@ class StudentRun:
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.epoch = state["epoch"]
+        self._batches_done = state["batches_done"]
+        self.last_valid = state["last_valid"]
         self._best = state["best"]
 
 
-def _share(part_s: float, whole_s: float) -> float:
-    return part_s / whole_s if whole_s else 0.0
+@dataclass(frozen=True)
+class _Size:
+    """Rows, and labelled tokens (rows, unless labels are token-level)."""
+
+    rows: int
+    tokens: float
 
 
-def _build_optimizer(objective: Objective, config: OptimizerConfig) -> torch.optim.AdamW:
-    codec = [] if objective.talk is None else [p for p in objective.talk.parameters() if p.requires_grad]
-    codec_ids = {id(parameter) for parameter in codec}
-    own = [p for p in objective.parameters() if p.requires_grad and id(p) not in codec_ids]
-    groups: list[dict[str, Any]] = [{"params": own}]
-    if codec:
-        groups.append({"params": codec, "lr": config.codec_lr or config.lr})
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _build_schedule(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, num_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        if config.schedule == "constant":
-            return 1.0
-        done = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _losses_of(outcome: Outcome) -> dict[str, float]:
+    return {"loss": outcome.loss.item(), **{name: part.item() for name, part in outcome.parts.items()}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Taps"]
+
+# Where peft puts the model that it gives adapters to.
+_ADAPTED = "base_model.model."
 
 
 class Taps:
@@ -32,7 +36,11 @@ class Taps:
         self._states: dict[str, Tensor] = {}
         self._modules = {name: _submodule(model, name, path) for name, path in paths.items()}
         # A module that does not run must not be read from an earlier pass.
-        self._hooks = [model.register_forward_pre_hook(lambda _model, _inputs: self.clear())]
+        self._is_running = False
+        self._hooks = [
+            model.register_forward_pre_hook(lambda _model, _inputs: self._begin()),
+            model.register_forward_hook(lambda *_: self._end(), always_call=True),
+        ]
         self._hooks += [
             module.register_forward_hook(self._keeper(name)) for name, module in self._modules.items()
         ]
@@ -74,8 +82,17 @@ class Taps:
         for hook in self._hooks:
             hook.remove()
 
+    def _begin(self) -> None:
+        self.clear()
+        self._is_running = True
+
+    def _end(self) -> None:
+        self._is_running = False
+
     def _keeper(self, name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._is_running:
+                return  # gradient checkpointing computes it again, in the backward pass
             states = output[0] if isinstance(output, tuple) else output
             if not isinstance(states, Tensor):
                 raise TypeError(
@@ -88,11 +105,9 @@ class Taps:
 
 
 def _submodule(model: nn.Module, name: str, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        paths = [known for known, _ in model.named_modules() if known]
-        close = difflib.get_close_matches(path, paths, n=3) or paths[:3]
-        raise ValueError(
-            f"tap {name!r}: the student has no module {path!r}; did you mean {' or '.join(close)}?"
-        ) from None
+    for known in (path, _ADAPTED + path):
+        with contextlib.suppress(AttributeError):
+            return model.get_submodule(known)
+    paths = [known for known, _ in model.named_modules() if known]
+    close = difflib.get_close_matches(path, paths, n=3) or paths[:3]
+    raise ValueError(f"tap {name!r}: the student has no module {path!r}; did you mean {' or '.join(close)}?")

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -23,29 +22,35 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
+import yaml
 from ray import train as ray_train
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from student_client.config import TrainConfig
+from student_client.data_config import resolve_source
+from student_client.environment import environment
 from student_client.records import (
-    PROGRESS_FILE,
-    Progress,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    ResumeError,
     config_digest,
-    load_checkpoint,
     read_new_lines,
-    save_checkpoint,
     write_json,
 )
 from student_client.run import StudentRun
+from student_client.train_worker import train_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["TrainError", "TrainResult", "check", "local_ray", "train", "train_worker"]
+    from pydantic import BaseModel
 
-RESULT_FILE = "result.json"
-STUDENT_FILE = "student.safetensors"
+    from student_client.config import TrainConfig
+
+__all__ = ["TrainError", "TrainResult", "check", "local_ray", "train"]
+
 _POLL_S = 0.2
+_BARRIER_TIMEOUT_S = 600
 
 
 class TrainError(RuntimeError):
@@ -76,6 +81,7 @@ def local_ray(num_cpus: int = 8) -> Iterator[None]:
     """
     # Ray Train hands reports to its controller once a poll; the default of 2 s would dominate short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(_BARRIER_TIMEOUT_S))
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
     owns_ray = not ray.is_initialized()
     if owns_ray and "RAY_ADDRESS" in os.environ:
@@ -103,28 +109,31 @@ def train(
     Args:
         config: of the run.
         fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed.
-        on_progress: called in this thread with each line of the run's progress.
+        on_progress: called in this thread with each new line of the run's `metrics.jsonl`.
 
     Raises:
         ValueError: the data or the student are not what the config says.
+        ResumeError: the folder holds another config's run.
         TeacherError: the teacher does not say what it is.
         TrainError: the run failed.
     """
     check(config)
     config = _resolved(config)
-    folder = config.output / config.name
+    folder = config.folder
     if fresh and folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    progress = folder / PROGRESS_FILE
-    _, position = read_new_lines(progress, 0)
+    _check_same(config)
+    write_json(folder / "environment.json", environment())
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    metrics = folder / METRICS_FILE
+    _, position = read_new_lines(metrics, 0)
     start_s = time.monotonic()
     outcome: list[BaseException | None] = []
     thread = threading.Thread(target=_fit, args=(config, outcome), name=f"train-{config.name}", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
-        lines, position = read_new_lines(progress, position)
+        lines, position = read_new_lines(metrics, position)
         for line in lines if on_progress else ():
             on_progress(line)  # type: ignore[misc]
     if outcome[0] is not None:
@@ -144,84 +153,49 @@ def check(config: TrainConfig) -> None:
         StudentRun(config).close()
 
 
+def _check_same(config: TrainConfig) -> None:
+    """Makes sure that the folder's checkpoints, if there are any, are of this config."""
+    path = config.folder / CONFIG_FILE
+    if not (path.exists() and any(config.folder.glob("checkpoint_*"))):
+        return
+    try:
+        earlier = config_digest(type(config).model_validate(yaml.safe_load(path.read_text())))
+    except ValueError:
+        return  # of another version; the checkpoint itself says more
+    if earlier != config_digest(config):
+        raise ResumeError(
+            f"{config.folder}: holds checkpoints of another config; choose another name or start it fresh"
+        )
+
+
 def _resolved(config: TrainConfig) -> TrainConfig:
     """Returns the config with paths that hold in a worker, whose working directory is another one."""
-    data = config.data
-    paths = {name: path.resolve() for name in ("train", "valid", "test") if (path := getattr(data, name))}
+    here = Path.cwd()
+
+    def absolute(model: BaseModel, *names: str) -> dict[str, str]:
+        values = {name: getattr(model, name) for name in names}
+        return {name: resolve_source(value, here) for name, value in values.items() if value}
+
+    data, student = config.data, config.student
     return config.model_copy(
         update={
             "output": config.output.resolve(),
-            "data": data.model_copy(update=paths),
+            "data": data.model_copy(update=absolute(data, "train", "valid", "test")),
+            "student": student.model_copy(update=absolute(student, "pretrained", "tokenizer")),
             "python_path": tuple(folder.resolve() for folder in config.python_path),
         }
     )
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Runs on each of Ray Train's workers; `loop_config` holds the run's config as JSON under "config"."""
-    config = TrainConfig.model_validate_json(loop_config["config"])
-    context = ray_train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config.num_threads)
-    run = StudentRun(
-        config,
-        rank=rank,
-        world_size=world_size,
-        # A codec half that this step's losses leave out gets no gradient.
-        wrap=lambda module: prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True}),
-    )
-    try:
-        digest = config_digest(config)
-        checkpoint = ray_train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                run.load_state(load_checkpoint(Path(folder), digest, rank))
-        _train_epochs(run, rank, digest)
-    finally:
-        run.close()
-
-
-def _train_epochs(run: StudentRun, rank: int, digest: str) -> None:
-    config = run.config
-    folder = config.output / config.name
-    progress = Progress(folder)
-    start_s = time.monotonic()
-    while run.epoch < config.epochs:
-        steps = list(run.train_epoch())
-        if rank == 0:
-            means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[-1]}
-            progress.write(
-                epoch=run.epoch,
-                epochs=config.epochs,
-                seconds=time.monotonic() - start_s,
-                valid=run.last_valid,
-                metric=run.metric,
-                **{**run.conversation_facts(), "waiting_share": run.last_waiting_share},
-                losses=means,
-            )
-        if run.epoch % config.checkpoint_every_epochs == 0 and run.epoch < config.epochs:
-            _report(run.state(), rank, digest, {"epoch": run.epoch})
-    last_state = run.state()  # `finish` puts the best weights in the student's place
-    facts = run.finish()
-    if rank == 0:
-        run.save_student(folder / STUDENT_FILE)
-        write_json(folder / RESULT_FILE, facts)
-    _report(last_state, rank, digest, facts)
-
-
-def _report(state: dict[str, Any], rank: int, digest: str, metrics: dict[str, Any]) -> None:
-    """Hands metrics and a checkpoint to Ray Train; a barrier for all workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), state, digest, rank)
-        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
-
-
 def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
+    fewest, most = config.worker_range
     trainer = TorchTrainer(
         train_worker,
+        # No worker waits for a lost one for ever.
+        torch_config=TorchConfig(timeout_s=config.peer_timeout_s),
         train_loop_config={"config": config.model_dump_json()},
         scaling_config=ray_train.ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=most if fewest == most else (fewest, most),
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),

@@ -139,19 +139,20 @@ def test_the_next_batch_passes_through_a_data_parallel_wrapper(
     parallel.close()
 
 
-def test_the_share_of_waiting_is_told_by_epoch(table: Path, row_server: ToyServer) -> None:
+def test_the_share_of_waiting_is_told(table: Path, row_server: ToyServer) -> None:
     run = StudentRun(_config(table, row_server))
     list(run.train_epoch())
-    assert 0 < run.last_waiting_share < 1
+    assert 0 < run.pace.epoch_waiting_share < 1
     facts = run.finish()
-    assert facts["waiting_share"] == run.last_waiting_share
+    assert facts["waiting_share"] == run.pace.waiting_share
     assert json.loads(json.dumps(facts)) == facts
-    line = {"losses": {"loss": 1.0}, "metric": "accuracy", "valid": 0.5, "waiting_share": 0.251}
-    assert _note(line) == "loss 1.000, valid accuracy 0.500, 25% waiting for the teacher"
+    steps = {"kind": "steps", "losses": {"loss": 1.0}, "examples_per_s": 20.4, "waiting_share": 0.251}
+    assert _note(steps) == "loss 1.000, 20 examples/s, 25% waiting for the teacher"
+    assert _note({"kind": "epoch", "metric": "accuracy", "valid": 0.5}) == "valid accuracy 0.500"
     run.close()
     alone = StudentRun(make_config(table, None))
     list(alone.train_epoch())
-    assert alone.finish()["waiting_share"] == alone.last_waiting_share == 0
+    assert alone.finish()["waiting_share"] == alone.pace.waiting_share == 0
 
 
 def test_the_config_says_how_a_student_talks(table: Path, row_server: ToyServer) -> None:

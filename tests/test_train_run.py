@@ -183,7 +183,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(table: Path) -> None:
     ("content", "message"),
     [
         ("a,b\n1,2\n", "got columns"),
-        ("ids,label\n1,\n", "line 2: got no value"),
+        ("ids,label\n1,\n", "row 1: got no value"),
         ("ids,label\nx,even\n" * 1 + "1,odd\n" * 20, "expected numbers"),
     ],
 )
@@ -206,7 +206,17 @@ def test_words_are_hashed_into_their_range() -> None:
     ("changes", "message"),
     [
         ({"losses": {"kd": 1}}, "teacher: got null"),
-        ({"batch_size": 5, "num_workers": 2}, "multiple of num_workers"),
+        ({"batch_size": 1, "num_workers": 2}, "at least num_workers 2"),
+        ({"num_workers": [2, 1]}, "fewest, most"),
+        (
+            {
+                "num_workers": 2,
+                "teacher": {"address": "a:1"},
+                "losses": {"kd": 1},
+                "peer_timeout_s": 100,
+            },
+            "peer_timeout_s: got 100, expected over 180",
+        ),
         ({"name": "../up"}, "name"),
         ({"unknown": 1}, "unknown"),
         ({"teacher": {"address": "nowhere"}}, "expected preceptor://"),
@@ -224,7 +234,7 @@ def test_a_config_file_resolves_paths_and_takes_overrides(tmp_path: Path) -> Non
         "data: {train: t.csv, task: regression, label: y, features: {x: float32}}\n"
     )
     config = TrainConfig.load(path, {"epochs": 3, "teacher.address": "preceptor://127.0.0.1:1"})
-    assert config.data.train == tmp_path / "t.csv"
+    assert config.data.train == str(tmp_path / "t.csv")
     assert config.epochs == 3
     assert config.teacher is not None
 

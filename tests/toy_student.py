@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from services.teacher.config import ServiceConfig
 from tests.toy import NUM_IDS
 
-__all__ = ["BrokenStudent", "CrashingStudent", "RowTeacher", "ToyStudent", "row_config"]
+__all__ = [
+    "BrokenStudent",
+    "CrashingStudent",
+    "HangingStudent",
+    "RowTeacher",
+    "ToyStudent",
+    "row_config",
+]
 
 
 class RowTeacher(nn.Module):
@@ -74,8 +83,8 @@ class ToyStudent(nn.Module):
 class CrashingStudent(ToyStudent):
     """Ends its process, as a lost machine would, at its n-th training step, once."""
 
-    def __init__(self, num_classes: int, marker: str, at_step: int) -> None:
-        super().__init__(num_classes)
+    def __init__(self, num_classes: int, marker: str, at_step: int, dropout: float = 0.1) -> None:
+        super().__init__(num_classes, dropout=dropout)
         self._marker = Path(marker)
         self._at_step = at_step
         self._steps = 0
@@ -86,6 +95,24 @@ class CrashingStudent(ToyStudent):
             if self._steps == self._at_step and not self._marker.exists():
                 self._marker.touch()
                 os._exit(1)
+        return super().forward(ids)
+
+
+class HangingStudent(ToyStudent):
+    """Hangs the second worker, as a broken network would, at its n-th training step, once."""
+
+    def __init__(self, num_classes: int, marker: str, at_step: int) -> None:
+        super().__init__(num_classes, dropout=0.0)
+        self._marker = Path(marker)
+        self._at_step = at_step
+        self._steps = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and dist.is_initialized() and dist.get_rank() == 1:
+            self._steps += 1
+            if self._steps == self._at_step and not self._marker.exists():
+                self._marker.touch()
+                threading.Event().wait()
         return super().forward(ids)
 
 

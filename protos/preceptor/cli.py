@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from typer.core import TyperGroup
 
 from preceptor import __version__
 
@@ -28,6 +29,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_MISSING_EXTRA",
     "EXIT_USAGE",
+    "DefaultCommandGroup",
     "build",
     "config_errors",
     "console",
@@ -93,6 +95,17 @@ def needs_extra(extra: str, *modules: str) -> Callable[[Callable[Params, None]],
     return decorate
 
 
+class DefaultCommandGroup(TyperGroup):
+    """Commands of which the first, `run`, may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `run` before arguments that start with no command and no option of the group."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
 def build() -> typer.Typer:
     """Builds the command from what is installed."""
     app = typer.Typer(
@@ -104,7 +117,11 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     for entry in sorted(entry_points(group="preceptor.commands"), key=lambda entry: entry.name):
-        app.command(entry.name)(entry.load())
+        command = entry.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
     return app
 
 

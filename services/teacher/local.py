@@ -40,12 +40,15 @@ def address_of(config: ServiceConfig) -> str:
 
 
 @contextlib.contextmanager
-def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float = 180.0) -> Iterator[str]:
+def serving(
+    config: ServiceConfig, *, num_cpus: int = 8, jobs: bool = False, ready_timeout_s: float = 180.0
+) -> Iterator[str]:
     """Serves a teacher while open, in a Ray that is started if there is none, and yields its address.
 
     Args:
         config: the operator's.
         num_cpus: logical CPUs of a Ray that is started here.
+        jobs: whether that Ray takes jobs too (Ray's dashboard); only for students that the operator trusts.
         ready_timeout_s: seconds until every replica must answer.
 
     Raises:
@@ -62,7 +65,7 @@ def serving(config: ServiceConfig, *, num_cpus: int = 8, ready_timeout_s: float 
     owns_ray = not ray.is_initialized()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if owns_ray:
-        _start_ray(num_cpus)
+        _start_ray(num_cpus, jobs=jobs)
     try:
         serve.start(
             # Direct ingress brings a proxy whatever is asked for; it gets a port that disturbs no one.
@@ -98,7 +101,7 @@ def _reason() -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", "; ".join(messages)) or "Serve's log has the reason"
 
 
-def _start_ray(num_cpus: int) -> None:
+def _start_ray(num_cpus: int, *, jobs: bool) -> None:
     import ray
 
     if "RAY_ADDRESS" in os.environ:
@@ -107,7 +110,7 @@ def _start_ray(num_cpus: int) -> None:
     ray.init(
         address="local",
         num_cpus=num_cpus,
-        include_dashboard=False,
+        include_dashboard=jobs,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

@@ -1,0 +1,183 @@
+"""A fleet's students as Ray jobs; the only file of the fleet that knows Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import preceptor
+import student_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from student_client.fleet_config import JobSettings
+
+__all__ = ["Job", "JobServerError", "Jobs", "RayJobs", "job_server"]
+
+_LOOPBACK = ("127.", "localhost", "[::1]")
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "COLUMNS": "1000",  # an error is one line of the log
+}
+
+
+class JobServerError(RuntimeError):
+    """The job server does not answer, or refuses a job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job is.
+
+    Attributes:
+        status: where it is in its life; "gone" if the server does not know it.
+        exit_code: of its command, once that has ended.
+    """
+
+    status: Literal["pending", "running", "succeeded", "failed", "stopped", "gone"]
+    exit_code: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self.status not in ("pending", "running")
+
+
+class Jobs(Protocol):
+    """Where a fleet's jobs run; all methods may raise `JobServerError`."""
+
+    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
+        """Starts the job of a run, by its name."""
+        ...
+
+    def job(self, submission_id: str) -> Job:
+        """Returns how a job is."""
+        ...
+
+    def stop(self, submission_id: str) -> None:
+        """Ends a job; one that has ended is left alone."""
+        ...
+
+    def logs(self, submission_id: str) -> str:
+        """Returns what a job has printed."""
+        ...
+
+
+class RayJobs:
+    """Jobs on a Ray cluster.
+
+    Args:
+        address: of the job server, http://HOST:PORT.
+        settings: what each job gets.
+        configs: the folder with the runs' configs, NAME.yaml each; sent along.
+    """
+
+    def __init__(self, address: str, settings: JobSettings, configs: Path) -> None:
+        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
+
+        self._settings = settings
+        self._configs = configs
+        is_here = address.removeprefix("http://").startswith(_LOOPBACK)
+        self._python = settings.python or (sys.executable if is_here else "python")
+        with _errors(f"job server {address}"):
+            self._client = JobSubmissionClient(address)
+
+    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
+        """See `Jobs`."""
+        command = f"{self._python} -m student_client train {run}.yaml --json" + (" --fresh" if fresh else "")
+        with _errors(f"job {submission_id}"):
+            self._client.submit_job(
+                entrypoint=command,
+                submission_id=submission_id,
+                runtime_env=self._runtime_env(),
+                metadata={"preceptor_run": run},
+                entrypoint_num_cpus=self._settings.num_cpus,
+                entrypoint_resources=self._settings.resources or None,
+            )
+
+    def _runtime_env(self) -> dict[str, Any]:
+        settings = self._settings
+        modules = [str(path) for path in settings.py_modules]
+        if settings.ship_client:
+            # A student needs the client only; the teacher's code stays where the teacher is.
+            modules += [str(Path(next(iter(module.__path__)))) for module in (student_client, preceptor)]
+        runtime_env: dict[str, Any] = {
+            "working_dir": str(self._configs),
+            "env_vars": {**_ENVIRONMENT, **settings.env_vars},
+        }
+        if modules:
+            runtime_env["py_modules"] = modules
+        if settings.pip:
+            runtime_env["pip"] = list(settings.pip)
+        return runtime_env
+
+    def job(self, submission_id: str) -> Job:
+        """See `Jobs`."""
+        try:
+            with _errors(f"job {submission_id}"):
+                info = self._client.get_job_info(submission_id)
+        except JobServerError as error:
+            if "does not exist" in str(error) or "404" in str(error):
+                return Job("gone")
+            raise
+        return Job(info.status.value.lower(), info.driver_exit_code)
+
+    def stop(self, submission_id: str) -> None:
+        """See `Jobs`."""
+        if not self.job(submission_id).has_ended:
+            with _errors(f"job {submission_id}"):
+                self._client.stop_job(submission_id)
+
+    def logs(self, submission_id: str) -> str:
+        """See `Jobs`."""
+        with _errors(f"job {submission_id}"):
+            logs: str = self._client.get_job_logs(submission_id)
+        return logs
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turns what the client raises while open, RuntimeError and connection errors, into one error."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise JobServerError(f"{what}: {lines[-1][:500]}") from None
+
+
+@contextlib.contextmanager
+def job_server(address: str | None, *, num_cpus: int = 8) -> Iterator[tuple[str, bool]]:
+    """Yields the address of a job server, and whether it is one of our own that ends with this.
+
+    Args:
+        address: http://HOST:PORT; None: RAY_API_SERVER_ADDRESS, the Ray this process is connected to, the one
+            at RAY_ADDRESS, or else a Ray that is started here.
+        num_cpus: logical CPUs of that Ray.
+    """
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address is None and os.environ.get("RAY_ADDRESS", "").startswith("http"):
+        address = os.environ["RAY_ADDRESS"]
+    if address is not None:
+        yield address, False
+        return
+    import ray  # noqa: PLC0415 - heavy
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
+    if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
+        context = ray.init(ignore_reinit_error=True, **quiet)
+        yield f"http://{context.dashboard_url}", False
+        return
+    context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
+    try:
+        yield f"http://{context.dashboard_url}", True
+    finally:
+        ray.shutdown()

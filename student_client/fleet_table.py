@@ -1,0 +1,66 @@
+"""A fleet as a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from student_client.fleet import StudentView
+
+__all__ = ["facts", "fleet_table", "line"]
+
+_STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
+
+
+def fleet_table(name: str, views: Sequence[StudentView]) -> Table:
+    """Returns a row a student."""
+    num_done = sum(view.state.state == "done" for view in views)
+    table = Table(title=f"fleet {name}: {num_done} of {len(views)} done", title_justify="left")
+    table.add_column("student", no_wrap=True)
+    table.add_column("state")
+    for column in ("step", "loss", "valid", "test", "examples/s", "waiting for teacher", "restarts"):
+        table.add_column(column, justify="right")
+    table.add_column("error", overflow="fold")
+    for view in views:
+        state, progress = view.state, view.progress
+        step = "" if progress.step is None else f"{progress.step}/{progress.num_steps}"
+        table.add_row(
+            view.name,
+            f"[{_STYLES[state.state]}]{state.state}[/]",
+            step,
+            _number(progress.loss),
+            _number(progress.valid) + (f" {progress.metric}" if progress.metric else ""),
+            _number(progress.test),
+            "" if progress.examples_per_s is None else f"{progress.examples_per_s:.0f}",
+            "" if progress.waiting_share is None else f"{progress.waiting_share:.0%}",
+            str(max(state.attempts - 1, 0)),
+            state.error.replace("[", r"\["),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def line(view: StudentView) -> str:
+    """Returns what has become of a student, for where no table is drawn."""
+    state = view.state
+    return f"{view.name}: {state.state}" + (f" ({state.error})" if state.error else "")
+
+
+def facts(view: StudentView) -> dict[str, Any]:
+    """Returns a student for scripts."""
+    progress = view.progress
+    return {
+        "name": view.name,
+        "state": view.state.state,
+        "error": view.state.error,
+        "attempts": view.state.attempts,
+        "submission_id": view.state.submission_id,
+        **{name: getattr(progress, name) for name in progress.__dataclass_fields__},
+    }

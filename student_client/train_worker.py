@@ -1,0 +1,188 @@
+"""What each of Ray Train's workers does: a `StudentRun`, its checkpoints, and the files of its folder."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ray import train as ray_train
+from ray.train.torch import prepare_model
+from safetensors.torch import save_file
+
+from student_client.config import TrainConfig
+from student_client.plots import draw_losses, draw_waiting
+from student_client.records import (
+    EXAMPLE_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    STUDENT_FACTS_FILE,
+    STUDENT_FILE,
+    MetricsFile,
+    config_digest,
+    load_checkpoint,
+    read_metrics,
+    save_checkpoint,
+    write_json,
+)
+from student_client.run import StudentRun
+from student_client.tracking import Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["train_worker"]
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Runs on each of Ray Train's workers; `loop_config` holds the run's config as JSON under "config"."""
+    config = TrainConfig.model_validate_json(loop_config["config"])
+    context = ray_train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.num_threads)
+    run = StudentRun(
+        config,
+        rank=rank,
+        world_size=world_size,
+        # A codec half that this step's losses leave out gets no gradient.
+        wrap=lambda module: prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True}),
+        sum_over_workers=_sum_over_workers if world_size > 1 else float,
+    )
+    try:
+        digest = config_digest(config)
+        checkpoint = ray_train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                run.load_state(load_checkpoint(Path(folder), digest, rank))
+        watch = _Watch(run) if rank == 0 else None
+        try:
+            _train(run, watch, rank, digest)
+        except BaseException:
+            if watch is not None:
+                watch.fail()
+            raise
+    finally:
+        run.close()
+
+
+def _sum_over_workers(number: float) -> float:
+    total = torch.tensor(number, dtype=torch.float64, device=ray_train.torch.get_device())
+    torch.distributed.all_reduce(total)
+    return float(total)
+
+
+class _Watch:
+    """Tells of a run while it goes: its `metrics.jsonl` and whatever else follows it; the first worker's."""
+
+    def __init__(self, run: StudentRun) -> None:
+        self._run = run
+        self._folder = run.config.folder
+        self._start_s = time.monotonic()
+        self._losses: list[dict[str, float]] = []
+        self._file = MetricsFile(self._folder)
+        self._tracker = Tracker(run.config.tracking, self._folder)
+        self._tracker.start(run.config.name, run.config.model_dump(mode="json"))
+        if run.step:
+            self._file.write({"kind": "resumed", "step": run.step, "epoch": run.epoch})
+
+    def step(self, losses: dict[str, float]) -> None:
+        """Takes a step's losses in; every so many are told together."""
+        self._losses.append(losses)
+        if len(self._losses) >= self._run.config.log_every_steps:
+            self._write_steps()
+
+    def _write_steps(self) -> None:
+        if not self._losses:
+            return
+        examples_per_s, waiting_share = self._run.pace.lap()
+        self._write(
+            kind="steps",
+            losses=_means(self._losses),
+            examples_per_s=examples_per_s,
+            waiting_share=waiting_share,
+        )
+        self._losses = []
+
+    def epoch(self, losses: Sequence[dict[str, float]]) -> None:
+        """Tells of an epoch and of its steps' losses."""
+        self._write_steps()
+        self._write(
+            kind="epoch",
+            epochs=self._run.config.epochs,
+            valid=self._run.last_valid,
+            metric=self._run.metric,
+            losses=_means(losses),
+            **{**self._run.conversation_facts(), "waiting_share": self._run.pace.epoch_waiting_share},
+        )
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Writes what came of the run; `result.json` is the last file, so that it means all are there."""
+        run = self._run
+        run.save_student(self._folder / STUDENT_FILE)
+        example = {name: tensor.contiguous().clone() for name, tensor in run.example.student.items()}
+        save_file(example, self._folder / EXAMPLE_FILE)
+        teacher = {"name": run.objective.teacher_name, "fingerprint": run.objective.teacher_fingerprint}
+        write_json(
+            self._folder / STUDENT_FACTS_FILE,
+            {
+                "classes": list(run.splits.classes),
+                "task": run.config.data.task,
+                "teacher": teacher if teacher["fingerprint"] else None,
+            },
+        )
+        lines = read_metrics(self._folder / METRICS_FILE)
+        draw_losses(lines, self._folder / "losses.png")
+        draw_waiting(lines, self._folder / "waiting.png")
+        self._tracker.finish(facts)
+        write_json(self._folder / RESULT_FILE, facts)
+
+    def fail(self) -> None:
+        """Tells that the run broke off."""
+        self._tracker.fail()
+
+    def _write(self, **fields: Any) -> None:
+        run = self._run
+        line = {
+            "step": run.step,
+            "num_steps": run.num_steps,
+            "epoch": run.epoch,
+            "seconds": time.monotonic() - self._start_s,
+            **fields,
+        }
+        self._file.write(line)
+        self._tracker.log(line)
+
+
+def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(each[name] for each in losses) / len(losses) for name in losses[-1]}
+
+
+def _train(run: StudentRun, watch: _Watch | None, rank: int, digest: str) -> None:
+    config = run.config
+    while run.epoch < config.epochs:
+        steps: list[dict[str, float]] = []
+        for losses in run.train_epoch():
+            steps.append(losses)
+            if watch is not None:
+                watch.step(losses)
+            every = config.checkpoint_every_steps
+            if every is not None and run.step % every == 0 and run.step % run.steps_per_epoch:
+                _report(run.state(), rank, digest, {"step": run.step})
+        if watch is not None and steps:
+            watch.epoch(steps)
+        if run.epoch % config.checkpoint_every_epochs == 0 and run.epoch < config.epochs:
+            _report(run.state(), rank, digest, {"step": run.step})
+    last_state = run.state()  # `finish` puts the best weights in the student's place
+    facts = run.finish()
+    if watch is not None:
+        watch.finish(facts)
+    _report(last_state, rank, digest, facts)
+
+
+def _report(state: dict[str, Any], rank: int, digest: str, metrics: dict[str, Any]) -> None:
+    """Hands metrics and a checkpoint to Ray Train; a barrier for all workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), state, digest, rank)
+        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))

@@ -1,0 +1,147 @@
+"""What a step computes does not depend on how its batch is shared out, and a run goes on in mid-epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from student_client.pace import Pace
+from student_client.records import (
+    METRICS_FILE,
+    MetricsFile,
+    config_digest,
+    load_checkpoint,
+    read_metrics,
+    read_new_lines,
+    save_checkpoint,
+)
+from student_client.run import StudentRun
+from tests.test_train_run import ALL_LOSSES, losses_of, make_config, row_server, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from student_client.config import TrainConfig
+    from tests.toy_server import ToyServer
+
+__all__ = ["row_server", "table"]
+
+SILENT = {
+    "factory": "tests.toy_student:ToyStudent",
+    "kwargs": {"dropout": 0.0},
+    "lower": "blocks.0",
+    "upper": "blocks.1",
+    "num_classes_kwarg": "num_classes",
+}
+TALK = {"codec": {"message_dim": 4}, "deterministic": True}
+
+
+def silent_config(table: Path, server: ToyServer, **changes: Any) -> TrainConfig:
+    """A run without dropout, of batches of 13: the last one of an epoch is smaller and odd."""
+    content = {"student": SILENT, "losses": ALL_LOSSES, "talk": TALK, "batch_size": 13, **changes}
+    return make_config(table, server.address, **content)
+
+
+def weights_of(run: StudentRun) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.objective.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [2, 5, 20])
+def test_a_batch_in_parts_teaches_what_it_teaches_in_one(
+    table: Path, row_server: ToyServer, accumulate: int
+) -> None:
+    whole = StudentRun(silent_config(table, row_server))
+    parts = StudentRun(silent_config(table, row_server, accumulate=accumulate))
+    assert losses_of(parts) == pytest.approx(losses_of(whole), rel=1e-4)
+    for name, expected in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(parts)[name], expected, rtol=1e-4, atol=1e-5)
+    whole.close()
+    parts.close()
+
+
+def test_the_mean_of_the_workers_gradients_is_that_of_the_whole_batch(
+    table: Path, row_server: ToyServer
+) -> None:
+    config = silent_config(table, row_server)
+    whole, *workers = (
+        StudentRun(config, rank=rank, world_size=size) for rank, size in ((0, 1), (0, 2), (1, 2))
+    )
+    # The last batch: 48 = 3 x 13 + 9 examples, so one worker has 5 and the other 4.
+    for run in (whole, *workers):
+        run._batches_done = 3
+        shuffled = run.splits.train.shuffled(
+            13, seed=0, epoch=0, rank=run._rank, world_size=run._world_size, first_batch=3
+        )
+        (batch,) = list(shuffled)
+        run._backward(batch, None, run._global_size(batch))
+    for name, expected in whole.objective.named_parameters():
+        shares = [dict(run.objective.named_parameters())[name].grad for run in workers]
+        assert expected.grad is not None
+        mean = torch.stack([share for share in shares if share is not None]).mean(0)
+        torch.testing.assert_close(mean, expected.grad, rtol=1e-4, atol=1e-6)
+    for run in (whole, *workers):
+        run.close()
+
+
+def test_bfloat16_computes_narrow_and_keeps_weights_wide(table: Path, row_server: ToyServer) -> None:
+    run = StudentRun(silent_config(table, row_server, precision="bfloat16", optimizer={"lr": 0.02}, epochs=6))
+    seen = set()
+    hook = run.objective.student.register_forward_hook(lambda _m, _i, output: seen.add(output.dtype))
+    first, *_, last = losses_of(run)
+    hook.remove()
+    assert last < first
+    assert torch.bfloat16 in seen
+    assert {parameter.dtype for parameter in run.objective.parameters()} == {torch.float32}
+    run.close()
+
+
+def test_a_run_that_stopped_in_mid_epoch_goes_on_exactly(
+    table: Path, row_server: ToyServer, tmp_path: Path
+) -> None:
+    config = make_config(table, row_server.address, losses=ALL_LOSSES, talk=TALK)
+    whole = StudentRun(config)
+    expected = losses_of(whole)
+    first = StudentRun(config)
+    got = list(first.train_epoch())  # three steps
+    epoch = first.train_epoch()
+    got += [next(epoch), next(epoch)]
+    save_checkpoint(tmp_path, first.state(), config_digest(config), rank=0)
+    second = StudentRun(config)
+    second.load_state(load_checkpoint(tmp_path, config_digest(config), rank=0))
+    assert second.step == 5
+    assert [step["loss"] for step in got] + losses_of(second) == expected
+    for run in (whole, first, second):
+        run.close()
+
+
+def test_the_pace_counts_by_lap_and_by_epoch() -> None:
+    now = {"clock": 0.0, "waited": 0.0}
+    pace = Pace(lambda: now["waited"], lambda: now["clock"])
+    for seconds, waited in ((2.0, 1.0), (2.0, 0.0)):
+        with pace.step(10):
+            now["clock"] += seconds
+            now["waited"] += waited
+    assert pace.lap() == (5.0, 0.25)
+    pace.start_epoch()
+    with pace.step(8):
+        now["clock"] += 1.0
+        now["waited"] += 1.0
+    assert pace.lap() == (8.0, 1.0)
+    assert pace.epoch_waiting_share == 1.0
+    assert pace.waiting_share == 0.4
+    assert pace.lap() == (0.0, 0.0)
+
+
+def test_a_resumption_takes_back_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    for step in (1, 2, 3):
+        file.write({"kind": "steps", "step": step})
+    path = tmp_path / METRICS_FILE
+    with path.open("a") as torn:
+        torn.write('{"kind": "st')  # its writer was killed
+    MetricsFile(tmp_path).write({"kind": "resumed", "step": 1, "epoch": 0})
+    file.write({"kind": "steps", "step": 2})
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    assert [line["kind"] for line in read_new_lines(path, 0)[0]] == ["steps"] * 3 + ["resumed", "steps"]
