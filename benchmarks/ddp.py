@@ -115,9 +115,8 @@ def worst_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 
 
 def _examples_per_s(folder: Path) -> float:
-    speeds = [
-        line["examples_per_s"] for line in read_metrics(folder / METRICS_FILE) if line["kind"] == "steps"
-    ]
+    lines = read_metrics(folder / METRICS_FILE)
+    speeds = [float(line["examples_per_s"]) for line in lines if line["kind"] == "steps"]
     return statistics.median(speeds[1:] or speeds)
 
 

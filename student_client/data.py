@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from student_client.preparation import SEQUENCES, Preparation, hash_words
+from student_client.preparation import SEQUENCES, Preparation, hash_words, is_number
 from student_client.reading import DataError, read_table
 
 if TYPE_CHECKING:
@@ -232,26 +232,39 @@ def classes_of(labels: Sequence[Any], config: DataConfig) -> tuple[str, ...]:
 
 def _read(source: str, config: DataConfig, split: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(source, config, split).to_pylist()
-    check_values(source, rows)
+    check_values(source, rows, config)
     return rows
 
 
-def check_values(source: str, rows: Sequence[dict[str, Any]], *, numbered: bool = True) -> None:
-    """Says which row lacks a value.
+def check_values(
+    source: str, rows: Sequence[dict[str, Any]], config: DataConfig, *, numbered: bool = True
+) -> None:
+    """Says which row lacks a value, or has something else where the config says a number.
 
     Args:
         source: where the rows are from.
         rows: values by column.
+        config: says which columns are numbers.
         numbered: whether they are all of the source's, in order.
 
     Raises:
         DataError: one does.
     """
+    kinds = dict(config.features)
+    if config.task == "regression":
+        kinds[config.label] = "float32"
     for number, row in enumerate(rows, start=1):
         empty = [name for name, value in row.items() if value is None or not str(value).strip()]
+        wrong = [name for name, kind in kinds.items() if not is_number(row[name], kind)]
+        if not (empty or wrong):
+            continue
+        place = f"row {number}" if numbered else f"a row with {_shown(row)}"
         if empty:
-            place = f"row {number}" if numbered else f"a row with {_shown(row)}"
             raise DataError(f"{source}, {place}: got no value in {empty}, expected one")
+        name = wrong[0]
+        raise DataError(
+            f"{source}, {place}, column {name!r}: got {row[name]!r}, expected a number ({kinds[name]})"
+        )
 
 
 def _shown(row: dict[str, Any]) -> str:

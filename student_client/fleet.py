@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "StudentView", "view"]
 
-EXIT_WRONG_CONFIG = 2
+EXIT_FAILED, EXIT_WRONG_CONFIG = 1, 2  # of `train`
 _POLL_S = 1.0
 _SERVER_PATIENCE_S = 120.0
 _MAX_ERROR_LENGTH = 400
@@ -143,7 +143,8 @@ class Fleet:
             student.state = "stopped"
         else:
             student.error = self._reason(student, job)
-            is_hopeless = job.exit_code == EXIT_WRONG_CONFIG
+            # It said itself that it failed; one that was killed, or whose node was lost, could not.
+            is_hopeless = job.exit_code in (EXIT_FAILED, EXIT_WRONG_CONFIG)
             may_restart = student.attempts <= self._config.max_restarts
             student.state = "waiting" if may_restart and not is_hopeless else "failed"
 

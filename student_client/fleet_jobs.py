@@ -86,6 +86,8 @@ class RayJobs:
         self._settings = settings
         self._configs = configs
         is_here = address.removeprefix("http://").startswith(_LOOPBACK)
+        for module in ("dashboard_sdk", "job.sdk"):  # they tell of each upload
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         self._python = settings.python or (sys.executable if is_here else "python")
         with _errors(f"job server {address}"):
             self._client = JobSubmissionClient(address)

@@ -21,8 +21,8 @@ __all__ = ["model_card"]
 
 _TAGS = {"classification": "text-classification", "tokens": "token-classification"}
 _ABOUT = (
-    "A student that was fine-tuned with the help of a larger model and runs alone. Its weights' license is that "
-    "of what it was made of."
+    "A student that was fine-tuned with the help of a larger model and runs alone. Its weights' license is "
+    "that of what it was made of."
 )
 _LOADING = {
     "torch-export": (

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from student_client.data_config import DataConfig
     from student_client.student_config import StudentConfig
 
-__all__ = ["IGNORED", "SEQUENCES", "Preparation", "hash_words"]
+__all__ = ["IGNORED", "SEQUENCES", "Preparation", "hash_words", "is_number"]
 
 IGNORED = -100  # the label of a position that has none
 # Inputs whose second axis is positions.
@@ -203,6 +203,15 @@ def _numbers(values: Sequence[Any], column: str, dtype: torch.dtype) -> Tensor:
         return torch.tensor([convert(value) for value in values], dtype=dtype)
     except (TypeError, ValueError) as error:
         raise DataError(f"column {column!r}: {error}; expected numbers") from None
+
+
+def is_number(value: Any, kind: Literal["int64", "float32"]) -> bool:
+    """Tells whether a value can be read as a whole or finite number."""
+    try:
+        int(value) if kind == "int64" else _finite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _finite(value: str | float) -> float:

@@ -47,9 +47,7 @@ def load_streams(config: DataConfig, student: StudentConfig | None) -> Splits:
     if config.train is None or config.valid is None or config.test is None:
         raise DataError("data.train, data.valid, data.test: expected all three with data.stream")
     rows = open_dataset(config.train, config, None)
-    classes = config.classes or classes_of(
-        [] if config.task == "regression" else _labels(rows, config), config
-    )
+    classes = config.classes or (() if config.task == "regression" else _labels(rows, config))
     preparation = Preparation(config, student, classes)
     return Splits(
         Stream(config.train, config, preparation, num_rows=rows.count()),
@@ -59,12 +57,12 @@ def load_streams(config: DataConfig, student: StudentConfig | None) -> Splits:
     )
 
 
-def _labels(rows: ray.data.Dataset, config: DataConfig) -> list[Any]:
-    """Returns one of each label that there is, in one pass."""
-    seen: dict[str, Any] = {}
+def _labels(rows: ray.data.Dataset, config: DataConfig) -> list[str]:
+    """Returns each class that there is, in one pass."""
+    seen: set[str] = set()
     for table in rows.select_columns([config.label]).iter_batches(batch_format="pyarrow"):
-        seen.update((str(label), label) for label in table[config.label].to_pylist())
-    return list(seen.values())
+        seen.update(classes_of(table[config.label].to_pylist(), config))
+    return sorted(seen)
 
 
 def open_dataset(source: str, config: DataConfig, order: random.Random | None) -> ray.data.Dataset:
@@ -173,7 +171,7 @@ class Stream:
                     yield window.take(batch[rank::world_size].numpy())
 
     def _prepare(self, rows: list[dict[str, Any]]) -> Batch:
-        check_values(self._source, rows, numbered=False)
+        check_values(self._source, rows, self._config, numbered=False)
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         student = self._preparation.student_inputs(columns)
         texts = self._preparation.teacher_texts(columns)

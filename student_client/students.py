@@ -100,22 +100,22 @@ def _from_pretrained(config: StudentConfig, num_classes: int, task: Task) -> nn.
     """Loads a model of Hugging Face, with a head that fits the labels."""
     import transformers  # noqa: PLC0415 - heavy
 
-    name = config.pretrained
-    labels: dict[str, Any] = {"num_labels": max(num_classes, 1)}
+    names = {number: f"LABEL_{number}" for number in range(max(num_classes, 1))}
+    labels: dict[str, Any] = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
     if task == "regression":
         labels["problem_type"] = "regression"
     try:
-        settings = transformers.AutoConfig.from_pretrained(name, **labels)
+        settings = transformers.AutoConfig.from_pretrained(config.pretrained, **labels)
         auto_class = _class_of_transformers(config.auto_class or _auto_class(settings, task))
         if config.from_scratch:
             build = getattr(auto_class, "from_config", None) or auto_class
             student = build(settings)
         else:
             student = auto_class.from_pretrained(
-                name, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True
+                config.pretrained, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True
             )
     except (OSError, ValueError) as error:
-        raise ValueError(f"student.pretrained: got {name!r}: {error}") from None
+        raise ValueError(f"student.pretrained: got {config.pretrained!r}: {error}") from None
     return cast("nn.Module", student)
 
 
@@ -136,14 +136,17 @@ def _auto_class(settings: Any, task: Task) -> str:
 
 
 def _enable_checkpointing(student: nn.Module) -> None:
-    enable = getattr(student, "gradient_checkpointing_enable", None)
-    if enable is None:
+    # Reentrant checkpointing computes states without a graph: a message could not send gradients back.
+    settings = {"use_reentrant": False}
+    if hasattr(student, "activation_checkpointing_enable"):  # its name in newer releases of transformers
+        cast("Any", student).activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    elif hasattr(student, "gradient_checkpointing_enable"):
+        cast("Any", student).gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    else:
         raise ValueError(
             f"student.gradient_checkpointing: got true for a {type(student).__name__}, expected a model of "
             "transformers"
         )
-    # Reentrant checkpointing computes states without a graph: a message could not send gradients back.
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _freeze(student: nn.Module, patterns: Sequence[str]) -> None:
@@ -230,7 +233,9 @@ class _Block(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        # Without biases: that of the keys changes nothing, so its gradient is rounding only, and AdamW would
+        # make steps of it that differ with how a batch is shared out.
+        self.attention = nn.MultiheadAttention(dim, num_heads, dropout, bias=False, batch_first=True)
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
             nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)

@@ -11,7 +11,6 @@ import torch
 
 from services.teacher.families import load_teacher
 from student_client.config import TrainConfig
-from student_client.data import DataError, hash_words, load_splits
 from student_client.records import (
     ResumeError,
     config_digest,
@@ -159,15 +158,6 @@ def test_a_checkpoint_of_another_config_is_refused(table: Path, tmp_path: Path) 
         load_checkpoint(tmp_path, other, rank=0)
 
 
-def test_workers_see_every_example_of_a_batch_once(table: Path) -> None:
-    examples = load_splits(make_config(table, None).data, seed=0).train
-    whole = list(examples.shuffled(16, seed=1, epoch=0))
-    shares = [list(examples.shuffled(16, seed=1, epoch=0, rank=rank, world_size=2)) for rank in range(2)]
-    for batch, first, second in zip(whole, *shares, strict=True):
-        both = torch.cat([first.student["ids"], second.student["ids"]])
-        assert sorted(both.tolist()) == sorted(batch.student["ids"].tolist())
-
-
 def test_the_kept_weights_are_those_of_the_best_epoch(table: Path) -> None:
     run = StudentRun(make_config(table, None, epochs=6, optimizer={"lr": 0.05}))
     valid = []
@@ -177,29 +167,6 @@ def test_the_kept_weights_are_those_of_the_best_epoch(table: Path) -> None:
     facts = run.finish()
     assert facts["valid"] == max(valid)
     assert facts["best_epoch"] == valid.index(max(valid)) + 1
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a,b\n1,2\n", "got columns"),
-        ("ids,label\n1,\n", "row 1: got no value"),
-        ("ids,label\nx,even\n" * 1 + "1,odd\n" * 20, "expected numbers"),
-    ],
-)
-def test_a_wrong_table_is_told_by_file_column_and_row(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "bad.csv"
-    path.write_text(content)
-    with pytest.raises(DataError, match=message):
-        load_splits(make_config(path, None).data, seed=0)
-
-
-def test_words_are_hashed_into_their_range() -> None:
-    assert hash_words("", 10, 5) == [1]
-    words = hash_words("One two, two three four five", 10, 4)
-    assert len(words) == 4
-    assert words[1] == words[3]
-    assert all(1 <= word < 10 for word in words)
 
 
 @pytest.mark.parametrize(
@@ -256,15 +223,6 @@ def test_a_half_written_line_of_progress_is_left_for_later(tmp_path: Path) -> No
     assert lines == [{"epoch": 1}]
     path.write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert read_new_lines(path, position)[0] == [{"epoch": 2}]
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_label_that_is_not_finite_is_refused(tmp_path: Path, value: str) -> None:
-    path = tmp_path / "bad.csv"
-    path.write_text("ids,label\n1,1.5\n2," + value + "\n" * 1)
-    data = {"train": path, "task": "regression", "label": "label", "features": {"ids": "int64"}}
-    with pytest.raises(DataError, match="expected numbers"):
-        load_splits(make_config(path, None, data={**data, "valid": path, "test": path}).data, seed=0)
 
 
 def test_a_checkpoint_of_another_teachers_student_is_refused(table: Path, row_server: ToyServer) -> None:

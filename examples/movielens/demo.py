@@ -3,7 +3,7 @@
     python -m examples.movielens.demo        (or: make demo)
 
 Fetches MovieLens-100K, trains the foundation model on the training ratings of all genres (cached), serves it,
-and fine-tunes each team's student with Ray Train alone, by distillation, by talking, and by both. Prints a
+and trains a fleet, each team's student alone, by distillation, by talking, and by both. Prints a
 table of test errors, draws a plot, and stops everything it started, also on Ctrl-C.
 """
 
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import queue
+import json
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.live import Live
 from safetensors.torch import load_model
 
 from examples.movielens.data import TERMS, FetchError, fetch, read, split_ratings, team_split, write_team
@@ -35,12 +33,14 @@ from services.teacher.config import ModuleConfig, ServiceConfig
 from services.teacher.local import ServeError, serving
 from student_client.config import TrainConfig
 from student_client.errors import TeacherError
+from student_client.fleet_config import FleetConfig, merged
+from student_client.fleet_table import fleet_table
 
 if TYPE_CHECKING:
     from examples.movielens.data import MovieLens, Split
     from examples.movielens.foundation import Foundation
 
-__all__ = ["Recipe", "main", "run_config", "service_config"]
+__all__ = ["Recipe", "fleet_config", "main", "prepare_team", "run_config", "service_config"]
 
 _FOLDER = Path(__file__).resolve().parent
 _ROOT = _FOLDER.parents[1]
@@ -72,6 +72,7 @@ class Recipe:
         conditions: what each changes in the base config, by the condition's name.
         base: a `TrainConfig` without name, data and teacher's address.
         port: of the teacher.
+        parallelism: students that are trained at a time.
     """
 
     def __init__(self, path: Path = _FOLDER / "recipe.yaml") -> None:
@@ -80,6 +81,7 @@ class Recipe:
         self.conditions: dict[str, dict[str, Any]] = content["conditions"]
         self.base: dict[str, Any] = content["base"]
         self.port: int = content["port"]
+        self.parallelism: int = content["parallelism"]
 
 
 def service_config(foundation: Foundation, movielens: MovieLens, port: int) -> ServiceConfig:
@@ -104,24 +106,13 @@ def run_config(
     recipe: Recipe, team: Team, condition: str, *, output: Path, address: str, seed: int
 ) -> TrainConfig:
     """Returns the config of one team's run under one condition."""
-    content = _merged(recipe.base, recipe.conditions[condition])
-    content["student"] = _merged(content["student"], {"kwargs": team.student_kwargs})
-    content["name"] = f"{_slug(team.name)}-{_slug(condition)}"
+    content = merged(recipe.base, recipe.conditions[condition])
+    content["student"] = merged(content["student"], {"kwargs": team.student_kwargs})
+    content["name"] = _run_name(team, condition)
     tables = {name: team.folder / f"{name}.csv" for name in ("train", "valid", "test")}
     content["data"] = tables | content["data"]
     content |= {"output": output, "seed": seed, "teacher": {"address": address}, "python_path": [_ROOT]}
     return TrainConfig.model_validate(content)
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns `base` with the values of `changes`, dictionaries within merged alike."""
-    merged = dict(base)
-    for name, value in changes.items():
-        nested = merged.get(name)
-        merged[name] = (
-            _merged(nested, value) if isinstance(value, dict) and isinstance(nested, dict) else value
-        )
-    return merged
 
 
 def _slug(name: str) -> str:
@@ -138,7 +129,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the students")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each run reports a few times only
     start_s = time.monotonic()
     try:
         cells = _run(arguments.cache.resolve(), arguments.output.resolve(), arguments.seed)
@@ -166,10 +156,12 @@ def _run(cache: Path, output: Path, seed: int) -> list[Cell]:
         f"foundation model: test RMSE {metrics.test_rmse:.4f}, {metrics.train_s:.0f} s of training"
         + (" (cached)" if foundation.reused else "")
     )
-    teams = [_team(name, movielens, split, foundation, output) for name in recipe.teams]
+    teams = [prepare_team(name, movielens, split, foundation, output) for name in recipe.teams]
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray and the teacher"):
-            address = stack.enter_context(serving(service_config(foundation, movielens, recipe.port)))
+            address = stack.enter_context(
+                serving(service_config(foundation, movielens, recipe.port), jobs=True)
+            )
         console.print(f"the teacher is served at {address}")
         cells = _train_all(recipe, teams, output / "runs", address, seed)
     references = [
@@ -178,7 +170,7 @@ def _run(cache: Path, output: Path, seed: int) -> list[Cell]:
     return [*cells, *references]
 
 
-def _team(name: str, movielens: MovieLens, split: Split, foundation: Foundation, output: Path) -> Team:
+def prepare_team(name: str, movielens: MovieLens, split: Split, foundation: Foundation, output: Path) -> Team:
     """Writes a team's tables and computes what its students are compared with."""
     share = team_split(movielens, split, name)
     folder = output / "data" / _slug(name)
@@ -195,48 +187,44 @@ def _team(name: str, movielens: MovieLens, split: Split, foundation: Foundation,
     return Team(name, folder, kwargs, references)
 
 
+def fleet_config(recipe: Recipe, teams: list[Team], *, output: Path, address: str, seed: int) -> FleetConfig:
+    """Returns the fleet: each team's student under each condition."""
+    students = [
+        run_config(recipe, team, condition, output=output, address=address, seed=seed)
+        for condition in recipe.conditions
+        for team in teams
+    ]
+    content = {
+        "name": "movielens",
+        "output": output,
+        "parallelism": recipe.parallelism,
+        "students": [student.model_dump(mode="json", exclude={"output"}) for student in students],
+    }
+    return FleetConfig.of(content, _ROOT)
+
+
 def _train_all(recipe: Recipe, teams: list[Team], output: Path, address: str, seed: int) -> list[Cell]:
-    """Trains the teams side by side, each one condition after another."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    done: queue.Queue[Cell | BaseException] = queue.Queue()
-    cells: list[Cell] = []
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-        for team in teams:
-            threading.Thread(
-                target=_train_team, args=(recipe, team, output, address, seed, progress, done), daemon=True
-            ).start()
-        while len(cells) < len(teams) * len(recipe.conditions):
-            result = done.get()
-            if isinstance(result, BaseException):
-                raise result
-            cells.append(result)
-    return cells
+    """Trains the fleet, each student a job of the Ray that serves the teacher."""
+    from student_client.fleet import Fleet
+    from student_client.fleet_jobs import RayJobs, job_server
+
+    config = fleet_config(recipe, teams, output=output, address=address, seed=seed)
+    with job_server(None) as (url, _), Live(console=console, auto_refresh=False) as live:
+        jobs = RayJobs(url, config.job, config.folder / "configs")
+        fleet = Fleet(config, jobs, fresh=True)
+        done = fleet.run(lambda views: live.update(fleet_table(config.name, views), refresh=True))
+    if not done:
+        raise RuntimeError(f"not all students are done: see the table; logs are in {config.folder}")
+    results = {run.name: json.loads((run.folder / "result.json").read_text()) for run in config.runs}
+    return [
+        Cell(team.name, condition, results[_run_name(team, condition)])
+        for condition in recipe.conditions
+        for team in teams
+    ]
 
 
-def _train_team(
-    recipe: Recipe,
-    team: Team,
-    output: Path,
-    address: str,
-    seed: int,
-    progress: Progress,
-    done: queue.Queue[Cell | BaseException],
-) -> None:
-    from student_client.train import train
-
-    for condition in recipe.conditions:
-        config = run_config(recipe, team, condition, output=output, address=address, seed=seed)
-        task = progress.add_task(f"{team.name}: {condition}", total=config.epochs, note="starting")
-
-        def show(line: dict[str, Any], task: Any = task) -> None:
-            progress.update(task, completed=line["epoch"], note=f"valid RMSE {line['valid']:.3f}")
-
-        try:
-            result = train(config, fresh=True, on_progress=show)
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            done.put(error)
-            return
-        done.put(Cell(team.name, condition, result.facts))
+def _run_name(team: Team, condition: str) -> str:
+    return f"{_slug(team.name)}-{_slug(condition)}"
 
 
 if __name__ == "__main__":

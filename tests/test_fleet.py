@@ -1,0 +1,320 @@
+"""A fleet's decisions, with jobs that end as a test says; real jobs are in test_fleet_serve.py."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from preceptor.cli import build
+from student_client.fleet import Fleet, view
+from student_client.fleet_config import FleetConfig
+from student_client.fleet_jobs import Job, JobServerError
+from student_client.fleet_state import FleetFiles, FleetLockedError, RunProgress
+from student_client.fleet_table import facts, fleet_table, line
+from student_client.records import METRICS_FILE, RESULT_FILE, MetricsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STUDENT = {
+    "student": {"factory": "tests.toy_student:ToyStudent"},
+    "data": {"task": "classification", "features": {"ids": "int64"}, "train": "t.csv"},
+}
+
+
+def fleet_of(folder: Path, **changes: Any) -> FleetConfig:
+    content = {
+        "name": "test",
+        "output": str(folder / "out"),
+        "base": STUDENT,
+        "students": [{"name": name} for name in "abc"],
+        **changes,
+    }
+    return FleetConfig.of(content, folder)
+
+
+class Cluster:
+    """Jobs that run until a test ends them."""
+
+    def __init__(self, config: FleetConfig) -> None:
+        self.config = config
+        self.jobs: dict[str, Job] = {}
+        self.printed: dict[str, str] = {}
+        self.started: list[tuple[str, bool]] = []
+        self.is_away = False
+
+    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
+        self._answer()
+        self.started.append((run, fresh))
+        self.jobs[submission_id] = Job("running")
+
+    def job(self, submission_id: str) -> Job:
+        self._answer()
+        return self.jobs.get(submission_id, Job("gone"))
+
+    def stop(self, submission_id: str) -> None:
+        self.jobs[submission_id] = Job("stopped")
+
+    def logs(self, submission_id: str) -> str:
+        return self.printed.get(submission_id, "")
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise JobServerError("nobody is there")
+
+    def end(self, run: str, status: Any = "succeeded", exit_code: int | None = 0, printed: str = "") -> None:
+        """Ends the running job of a student."""
+        (number,) = (
+            number for number, job in self.jobs.items() if f"-{run}-" in number and job.status == "running"
+        )
+        self.jobs[number] = Job(status, exit_code)
+        self.printed[number] = printed
+
+    @property
+    def running(self) -> list[str]:
+        return sorted(number.split("-")[1] for number, job in self.jobs.items() if job.status == "running")
+
+
+def states(fleet: Fleet) -> dict[str, str]:
+    return {each.name: each.state.state for each in fleet.views()}
+
+
+def test_no_more_students_run_than_is_allowed_and_each_gets_its_turn(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, parallelism=2))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    assert cluster.running == ["a", "b"]
+    cluster.end("a")
+    fleet.tick()
+    assert cluster.running == ["b", "c"]
+    assert states(fleet) == {"a": "done", "b": "running", "c": "running"}
+
+
+@pytest.mark.parametrize("exit_code", [1, 2])
+def test_a_student_that_says_why_it_failed_is_not_tried_again_and_stops_nobody(
+    tmp_path: Path, exit_code: int
+) -> None:
+    cluster = Cluster(fleet_of(tmp_path, parallelism=1))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    cluster.end("a", "failed", exit_code, "starting\nerror: data.train: got nothing\nbye")
+    fleet.tick()
+    assert states(fleet) == {"a": "failed", "b": "running", "c": "waiting"}
+    assert fleet.views()[0].state.error == "data.train: got nothing"
+
+
+def test_a_killed_job_is_started_again_so_many_times(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}], max_restarts=2))
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    for _ in range(3):
+        fleet.tick()
+        cluster.end("a", "failed", -9)
+        fleet.tick()
+    assert states(fleet) == {"a": "failed"}
+    assert "exit code -9" in fleet.views()[0].state.error
+    # Only the first attempt may delete what was there: the others go on from the checkpoint.
+    assert cluster.started == [("a", True), ("a", False), ("a", False)]
+
+
+def test_a_job_that_died_after_its_run_had_ended_is_done(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    fleet = Fleet(cluster.config, cluster, clock=lambda: 0.0)
+    fleet.tick()
+    folder = tmp_path / "out" / "a"
+    folder.mkdir(parents=True)
+    (folder / RESULT_FILE).write_text(json.dumps({"test": 0.5}))
+    cluster.end("a", "failed", -9)
+    fleet.tick()
+    assert states(fleet) == {"a": "done"}
+    assert fleet.views()[0].progress.test == 0.5
+
+
+def test_another_process_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, parallelism=2))
+    Fleet(cluster.config, cluster).tick()
+    second = Fleet(cluster.config, cluster)
+    second.tick()
+    assert len(cluster.started) == 2  # those that run are watched, not started twice
+    cluster.end("a")
+    cluster.jobs = {number: job for number, job in cluster.jobs.items() if "-b-" not in number}
+    second.tick()
+    assert states(second) == {"a": "done", "b": "running", "c": "running"}
+    assert cluster.started[2:] == [("b", False), ("c", False)]
+    third = Fleet(cluster.config, cluster)
+    assert states(third)["a"] == "done"
+
+
+def test_a_changed_config_is_run_anew(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    cluster.end("a")
+    fleet.tick()
+    assert states(Fleet(cluster.config, cluster)) == {"a": "done"}
+    changed = fleet_of(tmp_path, students=[{"name": "a", "epochs": 3}])
+    assert states(Fleet(changed, cluster)) == {"a": "waiting"}
+
+
+def test_stopped_and_failed_students_are_resumed_when_asked(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, parallelism=2))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    files = FleetFiles(cluster.config.folder)
+    for name in ("a", "c"):
+        files.ask_to_stop(name)
+    cluster.end("a", "stopped", None)
+    cluster.end("b", "failed", 1)
+    fleet.tick()
+    assert states(fleet) == {"a": "stopped", "b": "failed", "c": "waiting"} | {"c": states(fleet)["c"]}
+    fleet.tick()
+    assert states(fleet)["c"] == "stopped"
+    fleet.resume()
+    fleet.tick()
+    assert cluster.running == ["a", "b"]
+
+
+def run_to_end(fleet: Fleet, sleep: Callable[[float], None]) -> bool:
+    fleet._sleep = sleep
+    return fleet.run()
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    now = [0.0]
+    fleet = Fleet(cluster.config, cluster, clock=lambda: now[0])
+    script = [
+        lambda: setattr(cluster, "is_away", True),
+        lambda: now.__setitem__(0, 60.0),
+        lambda: (setattr(cluster, "is_away", False), cluster.end("a")),
+    ]
+    assert run_to_end(fleet, lambda _: script.pop(0)())
+    cluster.is_away = True
+    again = Fleet(fleet_of(tmp_path, students=[{"name": "x"}]), cluster, clock=lambda: now[0])
+    with pytest.raises(JobServerError):
+        run_to_end(again, lambda seconds: now.__setitem__(0, now[0] + 50 * seconds))
+
+
+def test_only_one_process_runs_a_fleet(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path))
+    with FleetFiles(cluster.config.folder).lock(), pytest.raises(FleetLockedError, match="another process"):
+        Fleet(cluster.config, cluster).run()
+
+
+def test_a_grid_makes_students_of_all_combinations(tmp_path: Path) -> None:
+    config = fleet_of(tmp_path, students=[{"name": "a"}], grid={"seed": [0, 1], "optimizer.lr": [0.1, 0.01]})
+    assert [run.name for run in config.runs] == [
+        "a-seed-0-lr-0.1",
+        "a-seed-0-lr-0.01",
+        "a-seed-1-lr-0.1",
+        "a-seed-1-lr-0.01",
+    ]
+    assert (config.runs[3].seed, config.runs[3].optimizer.lr) == (1, 0.01)
+
+
+def test_students_change_nested_fields_of_a_base_file(tmp_path: Path) -> None:
+    base = tmp_path / "bases"
+    base.mkdir()
+    (base / "run.yaml").write_text(yaml.safe_dump({"name": "unused", "epochs": 7, **STUDENT}))
+    student = {"name": "a", "data.label": "kind", "student": {"kwargs": {"width": 4}}, "data.valid": "v.csv"}
+    (run,) = fleet_of(tmp_path, base="bases/run.yaml", students=[student]).runs
+    assert (run.epochs, run.data.label, run.student.kwargs) == (7, "kind", {"width": 4})
+    assert run.data.train == str(base / "t.csv")  # of the base's folder
+    assert run.data.valid == str(tmp_path / "v.csv")  # of the fleet's
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"students": [{"name": "a"}, {"name": "a"}]}, r"\['a'\] more than once"),
+        ({"students": [{"name": "bad", "epochs": 0}]}, "student bad: epochs"),
+        ({"students": [{"name": "bad", "data.colour": 1}]}, r"student bad: data\.colour"),
+        ({"students": [{}]}, "one without a name"),
+        ({"students": []}, "got none"),
+        ({"parallelism": 0}, "parallelism"),
+    ],
+)
+def test_a_wrong_fleet_names_student_and_field(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fleet_of(tmp_path, **changes)
+
+
+def test_the_table_tells_how_far_each_is(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    file = MetricsFile(tmp_path / "out" / "a")
+    where = {"step": 20, "num_steps": 80, "losses": {"loss": 0.25}, "waiting_share": 0.5}
+    file.write({"kind": "steps", "examples_per_s": 321.4, **where})
+    file.write({"kind": "epoch", "metric": "rmse", "valid": 0.875, **where})
+    cluster.end("b", "failed", 1, "error: [odd] text")
+    fleet.tick()
+    console = Console(width=200, record=True)
+    console.print(fleet_table("test", fleet.views()))
+    text = console.export_text()
+    for shown in ("20/80", "0.2500", "0.8750 rmse", "321", "50%", "failed", "[odd] text", "0 of 3 done"):
+        assert shown in text
+    assert line(fleet.views()[1]) == "b: failed ([odd] text)"
+    assert facts(fleet.views()[0])["valid"] == 0.875
+
+
+def test_progress_of_a_run_that_was_started_afresh_is_read_anew(tmp_path: Path) -> None:
+    progress = RunProgress(tmp_path)
+    file = MetricsFile(tmp_path)
+    for step in (1, 2, 3):
+        file.write({"kind": "steps", "step": step, "num_steps": 9, "losses": {"loss": 1.0}})
+    assert progress.read().step == 3
+    (tmp_path / METRICS_FILE).unlink()
+    file.write({"kind": "steps", "step": 1, "num_steps": 9, "losses": {"loss": 1.0}})
+    assert progress.read().step == 1
+
+
+@pytest.fixture
+def fleet_file(tmp_path: Path) -> Path:
+    path = tmp_path / "fleet.yaml"
+    content = {"name": "test", "output": str(tmp_path / "out"), "base": STUDENT, "students": [{"name": "a"}]}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(build(), ["fleet", *words])
+
+
+def test_status_needs_no_server(fleet_file: Path) -> None:
+    config = FleetConfig.load(fleet_file)
+    Fleet(config, Cluster(config)).tick()
+    done = invoke("status", str(fleet_file), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["students"][0]["state"] == "running"
+    assert view(config)[0].state.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("logs", "FLEET", "nobody"), "got 'nobody', expected one of a"),
+        (("logs", "FLEET", "a"), "was not started yet"),
+        (("stop", "FLEET"), "--address: got none"),
+        (("missing.yaml",), "can't be read"),
+        (("status", "missing.yaml"), "can't be read"),
+    ],
+)
+def test_wrong_words_are_told(
+    fleet_file: Path, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = invoke(*[str(fleet_file) if word == "FLEET" else word for word in words])
+    assert done.exit_code in (1, 2)
+    assert message in done.output
+
+
+def test_a_server_that_does_not_answer_is_an_error(fleet_file: Path) -> None:
+    done = invoke(str(fleet_file), "--address", "http://127.0.0.1:1")
+    assert done.exit_code == 1
+    assert "job server http://127.0.0.1:1" in done.output
