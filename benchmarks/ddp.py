@@ -61,12 +61,14 @@ def main() -> int:
         states = {num_workers: last_state(folder) for num_workers, folder in folders.items()}
         speeds = {num_workers: _examples_per_s(folder) for num_workers, folder in folders.items()}
     difference = worst_difference(states[2], states[1])
+    worst = max(states[1], key=lambda name: relative_error(states[2][name], states[1][name]))
     table = Table(title=f"MiniLM, {tables.source}, {options.num_train} texts, {options.epochs} epochs")
     for column in ("workers", "examples/s", "largest relative difference of a weight"):
         table.add_column(column, justify="right")
     for num_workers, speed in speeds.items():
         table.add_row(str(num_workers), f"{speed:.1f}", "" if num_workers == 1 else f"{difference:.2e}")
     Console().print(table)
+    Console().print(f"the weight that differs most: {worst}")
     result = {
         "max_rel_weight_diff": difference,
         "examples_per_s_1": round(speeds[1], 2),

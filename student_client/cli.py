@@ -12,7 +12,15 @@ from google.protobuf.json_format import MessageToDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from preceptor.cli import EXIT_INTERRUPTED, EXIT_USAGE, config_errors, console, fail, needs_extra
+from preceptor.cli import (
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    config_errors,
+    console,
+    fail,
+    needs_extra,
+)
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -29,12 +37,14 @@ def describe(
 ) -> None:
     """Say what a served teacher is and what it accepts."""
     from student_client.client import TeacherClient
-    from student_client.errors import TeacherError
+    from student_client.errors import TeacherError, TeacherUnavailableError
 
     try:
         response = TeacherClient(address).describe()
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
+    except TeacherUnavailableError as error:
+        fail(str(error), EXIT_UNREACHABLE)
     except TeacherError as error:
         fail(str(error))
     facts = MessageToDict(
@@ -69,7 +79,7 @@ def train(
     Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
     """
     settings = _load(config, _overrides(data, teacher, changes or []))
-    from student_client.errors import TeacherError
+    from student_client.errors import TeacherError, TeacherUnavailableError
     from student_client.train import TrainError, check, local_ray
     from student_client.train import train as run_training
 
@@ -88,6 +98,8 @@ def train(
             result = run_training(settings, fresh=fresh, on_progress=show)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
+    except TeacherUnavailableError as error:
+        fail(str(error), EXIT_UNREACHABLE)
     except (TrainError, TeacherError) as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from student_client.records import (
     STUDENT_FILE,
     write_json,
 )
-from student_client.students import build_student, logits_of
+from student_client.students import build_student
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,8 @@ def export_student(
     """
     if output.exists() and not force:
         raise ExportError(f"{output}: exists already; choose another folder or replace it with --force")
+    if run.resolve().is_relative_to(output.resolve()):
+        raise ExportError(f"{output}: holds the run itself, expected a folder that may be replaced")
     config, student = load_student(run)
     is_hugging_face = config.student.pretrained is not None
     if kind == "auto":
@@ -140,17 +142,6 @@ def _write_weights(folder: Path, student: nn.Module, config: TrainConfig, classe
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
-class _LogitsOnly(nn.Module):
-    """A student that returns its outputs as one tensor."""
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return logits_of(self.student(**inputs))
-
-
 def _shapes(example: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns what may vary: rows, and positions of inputs that have them."""
     rows, positions = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
@@ -165,14 +156,13 @@ def _traced(student: nn.Module, example: Mapping[str, Tensor]) -> torch.export.E
         name: tensor if len(tensor) >= _MIN_ROWS else tensor.repeat(_MIN_ROWS, *[1] * (tensor.ndim - 1))
         for name, tensor in example.items()
     }
-    # `inputs`: the argument of _LogitsOnly.forward that collects the student's own.
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.export.export(
-                _LogitsOnly(student).eval(),
+                student,
                 (),
                 inputs,
-                dynamic_shapes={"inputs": _shapes(example)},
+                dynamic_shapes=_shapes(example),
                 strict=False,
             )
     except Exception as error:  # noqa: BLE001 - its errors have no common base
@@ -188,9 +178,7 @@ def _write_onnx(folder: Path, student: nn.Module, example: Mapping[str, Tensor])
     program = _traced(student, example)
     try:
         with warnings.catch_warnings(action="ignore"):
-            exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=list(example), output_names=["logits"]
-            )
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(example))
     except ImportError as error:
         raise ExportError(f"{error}; get what it needs with: pip install 'preceptor[onnx]'") from None
     except Exception as error:  # noqa: BLE001 - its errors have no common base

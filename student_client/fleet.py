@@ -143,7 +143,8 @@ class Fleet:
             student.state = "stopped"
         else:
             student.error = self._reason(student, job)
-            # It said itself that it failed; one that was killed, or whose node was lost, could not.
+            # It said itself that it failed; one that was killed, or whose node was lost, could not. That its
+            # teacher is away may pass.
             is_hopeless = job.exit_code in (EXIT_FAILED, EXIT_WRONG_CONFIG)
             may_restart = student.attempts <= self._config.max_restarts
             student.state = "waiting" if may_restart and not is_hopeless else "failed"

@@ -137,13 +137,16 @@ def num_tokens(labels: Tensor) -> int:
     return len(labels) if labels.ndim == 1 else int((labels != IGNORED).sum())
 
 
-def build_objective(config: TrainConfig, student: nn.Module, example: Batch) -> Objective:
+def build_objective(
+    config: TrainConfig, student: nn.Module, example: Batch, patience_s: float = 0.0
+) -> Objective:
     """Builds what a student is trained by, with the conversation that fits it and its teacher.
 
     Args:
         config: of the run.
         student: the model that is trained.
         example: some examples; the student runs on them once to see how wide its states are.
+        patience_s: seconds to go on asking a teacher that does not answer.
 
     Raises:
         ValueError: the states that are talked about differ in width.
@@ -159,6 +162,7 @@ def build_objective(config: TrainConfig, student: nn.Module, example: Batch) -> 
         student_dim=state_width(student, taps, tapped(config.student), example.student),
         taps=taps,
         tenant=config.name,
+        patience_s=patience_s,
     )
     return Objective(config, student, taps, talking)
 

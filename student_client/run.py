@@ -43,6 +43,7 @@ class StudentRun:
         world_size: workers.
         wrap: makes a module data parallel and puts it on this worker's device.
         sum_over_workers: adds a number up over all workers.
+        patience_s: seconds to go on asking a teacher that does not answer at first.
         clock: seconds that only grow.
 
     Attributes:
@@ -65,6 +66,7 @@ class StudentRun:
         world_size: int = 1,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
         sum_over_workers: Callable[[float], float] = lambda number: number,
+        patience_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
@@ -84,7 +86,7 @@ class StudentRun:
             python_path=config.python_path,
         )
         self.example = self.splits.train.example()
-        self.objective: Objective = build_objective(config, student, self.example)
+        self.objective: Objective = build_objective(config, student, self.example, patience_s)
         self.pace = Pace(lambda: self._waiting_s, clock)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device

@@ -50,7 +50,7 @@ def build_student(
     if config.gradient_checkpointing:
         _enable_checkpointing(student)
     _freeze(student, config.frozen)
-    return student if config.lora is None else _with_adapters(student, config.lora)
+    return student if config.lora is None else _with_adapters(student, config.lora, config.frozen)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -163,11 +163,15 @@ def _freeze(student: nn.Module, patterns: Sequence[str]) -> None:
             student.get_parameter(name).requires_grad = False
 
 
-def _with_adapters(student: nn.Module, settings: LoraSettings) -> nn.Module:
-    """Freezes the student and gives it low-rank adapters."""
+def _with_adapters(student: nn.Module, settings: LoraSettings, frozen: Sequence[str]) -> nn.Module:
+    """Freezes the student and gives it low-rank adapters; what `frozen` names is not trained whole either."""
     import peft  # noqa: PLC0415 - heavy
 
-    modules = {name.rpartition(".")[2] for name, _ in student.named_modules()}
+    modules = {
+        name.rpartition(".")[2]
+        for name, module in student.named_modules()
+        if not frozen or any(parameter.requires_grad for parameter in module.parameters())
+    }
     config = peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,

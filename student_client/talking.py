@@ -5,6 +5,7 @@ Knows the student only by its tapped states, its outputs and a way to run it aga
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +15,13 @@ from preceptor.codec import resample
 from preceptor.terms import ObservationKind
 from student_client import losses
 from student_client.client import TeacherClient
+from student_client.errors import TeacherUnavailableError
 from student_client.talk import MAX_FRAME_BYTES, TeacherTalk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from preceptor.v1 import teacher_pb2 as pb
     from student_client.config import LossWeights, TalkConfig, TeacherConfig
     from student_client.frames import TeacherInputs
     from student_client.pending import PendingObservation, PendingTalk
@@ -159,11 +162,12 @@ class TalkingLosses(nn.Module):
         config, weights = self.config, self.weights
         upper, parts = self._taps["upper"], {}
         decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
-        parts["interact"] = losses.interaction(
-            upper,
-            decoded,
-            None if upper.ndim == 2 else mask,  # noqa: PLR2004 - rank
-        )
+        if weights.interact:
+            parts["interact"] = losses.interaction(
+                upper,
+                decoded,
+                None if upper.ndim == 2 else mask,  # noqa: PLR2004 - rank
+            )
         if weights.grounded:
             with self._taps.replaced("upper", heard.decoded):
                 parts["grounded"] = run_again()
@@ -211,6 +215,18 @@ def _sequence(states: Tensor) -> Tensor:
     return states[:, None] if states.ndim == 2 else states  # noqa: PLR2004 - rank
 
 
+def _describe(client: TeacherClient, patience_s: float) -> pb.DescribeTeacherResponse:
+    """Asks a teacher what it is; its replicas may just be starting."""
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.describe()
+        except TeacherUnavailableError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(client.options.max_backoff_s)
+
+
 def connect(
     teacher: TeacherConfig,
     weights: LossWeights,
@@ -219,6 +235,7 @@ def connect(
     student_dim: int,
     taps: Taps,
     tenant: str,
+    patience_s: float = 0.0,
 ) -> TalkingLosses:
     """Builds the conversation that fits a student and its teacher.
 
@@ -229,12 +246,13 @@ def connect(
         student_dim: the width of the states that are talked about.
         taps: reads them.
         tenant: the team, where `teacher` names none.
+        patience_s: seconds to go on asking a teacher that does not answer.
 
     Raises:
         TeacherError: the teacher does not say what it is.
     """
     client = TeacherClient(teacher.address, teacher.options)
-    description = client.describe()
+    description = _describe(client, patience_s)
     teacher_dim = description.teacher.hidden_size
     talk = TeacherTalk(
         client,

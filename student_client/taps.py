@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ _ADAPTED = "base_model.model."
 class Taps:
     """Keeps the outputs of some modules of a student from its last forward pass.
 
-    A module that returns a tuple is read at its first element.
+    A module that returns a tuple, or an output of transformers, is read at its first value.
 
     Args:
         model: the student.
@@ -67,6 +68,9 @@ class Taps:
         """While open, the module's output is `states`, and what follows it computes from them."""
 
         def put(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if _is_model_output(output):
+                (name, _), *_rest = output.items()
+                return type(output)(**{**output, name: states})
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
         hook = self._modules[name].register_forward_hook(put)
@@ -93,7 +97,7 @@ class Taps:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._is_running:
                 return  # gradient checkpointing computes it again, in the backward pass
-            states = output[0] if isinstance(output, tuple) else output
+            states = _first(output)
             if not isinstance(states, Tensor):
                 raise TypeError(
                     f"tap {name!r}: module {self._paths[name]!r} returned {type(states).__name__},"
@@ -102,6 +106,18 @@ class Taps:
             self._states[name] = states
 
         return keep
+
+
+def _first(output: Any) -> Any:
+    """Returns the first value of what a module returned: a tensor, a tuple, or an output of transformers."""
+    if _is_model_output(output):
+        return next(iter(output.values()), None)
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _is_model_output(output: Any) -> bool:
+    """Whether it is an output of transformers, without importing that."""
+    return isinstance(output, Mapping) and hasattr(output, "to_tuple")
 
 
 def _submodule(model: nn.Module, name: str, path: str) -> nn.Module:

@@ -48,6 +48,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         world_size=world_size,
         # A codec half that this step's losses leave out gets no gradient.
         wrap=lambda module: prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True}),
+        # It answered when the run was started, so if it is away now it is expected back.
+        patience_s=config.teacher.options.deadline_s if config.teacher else 0.0,
         sum_over_workers=_sum_over_workers if world_size > 1 else float,
     )
     try:

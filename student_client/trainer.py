@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from transformers import Trainer, TrainerCallback
 
@@ -160,7 +161,8 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         with self._alone():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_model(self.talking, str(Path(output_dir or self.args.output_dir) / _CODEC_FILE))
+            path = Path(output_dir or self.args.output_dir) / _CODEC_FILE
+            save_model(self.talking, str(path), {"teacher": self.talking.teacher_fingerprint})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._alone():
@@ -176,6 +178,10 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         path = Path(folder) / _CODEC_FILE
         if not path.exists():
             raise ValueError(f"{path}: got nothing there, expected the codec of a TalkingTrainer")
+        with safe_open(path, "pt") as file:
+            teacher = (file.metadata() or {}).get("teacher")
+        if teacher != self.talking.teacher_fingerprint:
+            raise ValueError(f"{path}: got the codec for another teacher, expected one for this teacher")
         load_model(self.talking, str(path))
 
     @contextlib.contextmanager

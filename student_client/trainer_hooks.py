@@ -103,6 +103,10 @@ class TalkingHooks:
         teacher = kwargs.pop(TEACHER_KEY, None)
         self._begun = None
         if teacher is not None:
+            if self._mask is not None and self._mask not in kwargs:
+                raise ValueError(
+                    f"talking.mask: got {self._mask!r}, expected one of {sorted(kwargs)} or null"
+                )
             mask = None if self._mask is None else kwargs[self._mask]
             self._begun = (teacher, mask, self._talking.begin(teacher, mask))
         return args, kwargs

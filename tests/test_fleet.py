@@ -188,16 +188,22 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None
     cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
     now = [0.0]
     fleet = Fleet(cluster.config, cluster, clock=lambda: now[0])
-    script = [
-        lambda: setattr(cluster, "is_away", True),
-        lambda: now.__setitem__(0, 60.0),
-        lambda: (setattr(cluster, "is_away", False), cluster.end("a")),
-    ]
-    assert run_to_end(fleet, lambda _: script.pop(0)())
+
+    def come_and_go(_seconds: float) -> None:
+        now[0] += 40.0
+        cluster.is_away = now[0] < 100.0
+        if not cluster.is_away:
+            cluster.end("a")
+
+    assert run_to_end(fleet, come_and_go)
+
+    def stay_away(_seconds: float) -> None:
+        now[0] += 50.0
+
     cluster.is_away = True
     again = Fleet(fleet_of(tmp_path, students=[{"name": "x"}]), cluster, clock=lambda: now[0])
     with pytest.raises(JobServerError):
-        run_to_end(again, lambda seconds: now.__setitem__(0, now[0] + 50 * seconds))
+        run_to_end(again, stay_away)
 
 
 def test_only_one_process_runs_a_fleet(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "CrashingStudent",
     "HangingStudent",
     "RowTeacher",
+    "SlowStudent",
     "ToyStudent",
     "row_config",
 ]
@@ -122,4 +124,17 @@ class BrokenStudent(ToyStudent):
     def forward(self, ids: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise RuntimeError("a defect of the student")
+        return super().forward(ids)
+
+
+class SlowStudent(ToyStudent):
+    """Takes its time for each training step."""
+
+    def __init__(self, num_classes: int, step_s: float) -> None:
+        super().__init__(num_classes)
+        self._step_s = step_s
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            time.sleep(self._step_s)
         return super().forward(ids)

@@ -2,7 +2,8 @@
 
 A package offers one through the entry point group `preceptor.commands`; this module imports neither side.
 
-Exit codes: 0 done, 1 it failed, 2 wrong usage or config, 3 an extra is not installed, 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 wrong usage or config, 3 an extra is not installed, 4 the teacher can't be
+reached, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_MISSING_EXTRA",
+    "EXIT_UNREACHABLE",
     "EXIT_USAGE",
     "DefaultCommandGroup",
     "build",
@@ -41,6 +43,7 @@ __all__ = [
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING_EXTRA = 3
+EXIT_UNREACHABLE = 4
 EXIT_INTERRUPTED = 130
 
 # People read stderr; stdout is for results, so that `--json` can be piped.
