@@ -6,12 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from rich.console import Console
-from typer.testing import CliRunner
 
-from preceptor.cli import build
-from student_client.fleet import Fleet, view
+from student_client.fleet import Fleet
 from student_client.fleet_config import FleetConfig
 from student_client.fleet_jobs import Job, JobServerError
 from student_client.fleet_state import FleetFiles, FleetLockedError, RunProgress
@@ -212,44 +209,6 @@ def test_only_one_process_runs_a_fleet(tmp_path: Path) -> None:
         Fleet(cluster.config, cluster).run()
 
 
-def test_a_grid_makes_students_of_all_combinations(tmp_path: Path) -> None:
-    config = fleet_of(tmp_path, students=[{"name": "a"}], grid={"seed": [0, 1], "optimizer.lr": [0.1, 0.01]})
-    assert [run.name for run in config.runs] == [
-        "a-seed-0-lr-0.1",
-        "a-seed-0-lr-0.01",
-        "a-seed-1-lr-0.1",
-        "a-seed-1-lr-0.01",
-    ]
-    assert (config.runs[3].seed, config.runs[3].optimizer.lr) == (1, 0.01)
-
-
-def test_students_change_nested_fields_of_a_base_file(tmp_path: Path) -> None:
-    base = tmp_path / "bases"
-    base.mkdir()
-    (base / "run.yaml").write_text(yaml.safe_dump({"name": "unused", "epochs": 7, **STUDENT}))
-    student = {"name": "a", "data.label": "kind", "student": {"kwargs": {"width": 4}}, "data.valid": "v.csv"}
-    (run,) = fleet_of(tmp_path, base="bases/run.yaml", students=[student]).runs
-    assert (run.epochs, run.data.label, run.student.kwargs) == (7, "kind", {"width": 4})
-    assert run.data.train == str(base / "t.csv")  # of the base's folder
-    assert run.data.valid == str(tmp_path / "v.csv")  # of the fleet's
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"students": [{"name": "a"}, {"name": "a"}]}, r"\['a'\] more than once"),
-        ({"students": [{"name": "bad", "epochs": 0}]}, "student bad: epochs"),
-        ({"students": [{"name": "bad", "data.colour": 1}]}, r"student bad: data\.colour"),
-        ({"students": [{}]}, "one without a name"),
-        ({"students": []}, "got none"),
-        ({"parallelism": 0}, "parallelism"),
-    ],
-)
-def test_a_wrong_fleet_names_student_and_field(tmp_path: Path, changes: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fleet_of(tmp_path, **changes)
-
-
 def test_the_table_tells_how_far_each_is(tmp_path: Path) -> None:
     cluster = Cluster(fleet_of(tmp_path))
     fleet = Fleet(cluster.config, cluster)
@@ -278,49 +237,3 @@ def test_progress_of_a_run_that_was_started_afresh_is_read_anew(tmp_path: Path) 
     (tmp_path / METRICS_FILE).unlink()
     file.write({"kind": "steps", "step": 1, "num_steps": 9, "losses": {"loss": 1.0}})
     assert progress.read().step == 1
-
-
-@pytest.fixture
-def fleet_file(tmp_path: Path) -> Path:
-    path = tmp_path / "fleet.yaml"
-    content = {"name": "test", "output": str(tmp_path / "out"), "base": STUDENT, "students": [{"name": "a"}]}
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def invoke(*words: str) -> Any:
-    return CliRunner().invoke(build(), ["fleet", *words])
-
-
-def test_status_needs_no_server(fleet_file: Path) -> None:
-    config = FleetConfig.load(fleet_file)
-    Fleet(config, Cluster(config)).tick()
-    done = invoke("status", str(fleet_file), "--json")
-    assert done.exit_code == 0
-    assert json.loads(done.stdout)["students"][0]["state"] == "running"
-    assert view(config)[0].state.attempts == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("logs", "FLEET", "nobody"), "got 'nobody', expected one of a"),
-        (("logs", "FLEET", "a"), "was not started yet"),
-        (("stop", "FLEET"), "--address: got none"),
-        (("missing.yaml",), "can't be read"),
-        (("status", "missing.yaml"), "can't be read"),
-    ],
-)
-def test_wrong_words_are_told(
-    fleet_file: Path, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    done = invoke(*[str(fleet_file) if word == "FLEET" else word for word in words])
-    assert done.exit_code in (1, 2)
-    assert message in done.output
-
-
-def test_a_server_that_does_not_answer_is_an_error(fleet_file: Path) -> None:
-    done = invoke(str(fleet_file), "--address", "http://127.0.0.1:1")
-    assert done.exit_code == 1
-    assert "job server http://127.0.0.1:1" in done.output

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import datasets
 import pytest
 import torch
+import transformers
 import yaml
 from torch.nn import functional
 
@@ -15,7 +17,9 @@ import student_client
 from services.teacher.config import ServiceConfig
 from services.teacher.families import load_teacher
 from student_client.config import TrainConfig
+from student_client.fleet_config import FleetConfig
 from student_client.students import TextStudent
+from tests.tiny_models import save_tiny
 from tests.toy_server import ToyServer
 
 if TYPE_CHECKING:
@@ -50,6 +54,48 @@ def test_the_readmes_lines_run_and_move_both_sides(minilm: ToyServer) -> None:
     gradients = [p.grad for p in scope["talk"].parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     scope["talk"].close()
+
+
+@pytest.mark.weights
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+def test_the_lines_with_transformers_run(minilm: ToyServer, tmp_path: Path) -> None:
+    page = (ROOT / "docs/train.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 20
+    save_tiny(tmp_path, "classifier")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["a teacher reads", "b c d", "d", "a b"]
+    rows = {"text": texts, "label": [0, 1, 2, 0], **tokenizer(texts)}
+    scope: dict[str, Any] = {
+        "model": transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path),
+        "tokenizer": tokenizer,
+        "dataset": datasets.Dataset.from_dict(rows),
+    }
+    code = code.replace("127.0.0.1:41500", minilm.address).replace('"out"', repr(str(tmp_path / "out")))
+    exec(code, scope)  # noqa: S102 - our own page
+    assert scope["trainer"].state.global_step == 3
+    assert scope["trainer"].state.log_history
+
+
+def test_the_yaml_of_the_training_page_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/train.md").read_text(), re.DOTALL)
+    assert len(text.splitlines()) <= 20
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    config = TrainConfig.load(path)
+    assert config.student.lora is not None
+    assert config.worker_range == (2, 2)
+    assert config.student.pretrained == str(tmp_path / "models" / "tiny-bert")
+
+
+def test_the_fleets_of_the_documents_are_valid() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/fleet.md").read_text(), re.DOTALL)
+    page = FleetConfig.of(yaml.safe_load(text), ROOT)
+    assert [run.name for run in page.runs] == ["support", "sales"]
+    assert page.runs[1].losses.kd == 0.5
+    example = FleetConfig.load(ROOT / "examples/text/fleet.yaml")
+    assert [run.losses.talks for run in example.runs] == [True, True, False]
+    assert example.runs[1].student.kwargs["dim"] == 96
 
 
 def test_the_example_of_a_text_student_is_valid() -> None:

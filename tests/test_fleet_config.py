@@ -1,0 +1,102 @@
+"""A fleet's config and commands."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from preceptor.cli import build
+from student_client.fleet import Fleet, view
+from student_client.fleet_config import FleetConfig
+from tests.test_fleet import STUDENT, Cluster, fleet_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_grid_makes_students_of_all_combinations(tmp_path: Path) -> None:
+    config = fleet_of(tmp_path, students=[{"name": "a"}], grid={"seed": [0, 1], "optimizer.lr": [0.1, 0.01]})
+    assert [run.name for run in config.runs] == [
+        "a-seed-0-lr-0.1",
+        "a-seed-0-lr-0.01",
+        "a-seed-1-lr-0.1",
+        "a-seed-1-lr-0.01",
+    ]
+    assert (config.runs[3].seed, config.runs[3].optimizer.lr) == (1, 0.01)
+
+
+def test_students_change_nested_fields_of_a_base_file(tmp_path: Path) -> None:
+    base = tmp_path / "bases"
+    base.mkdir()
+    (base / "run.yaml").write_text(yaml.safe_dump({"name": "unused", "epochs": 7, **STUDENT}))
+    student = {"name": "a", "data.label": "kind", "student": {"kwargs": {"width": 4}}, "data.valid": "v.csv"}
+    (run,) = fleet_of(tmp_path, base="bases/run.yaml", students=[student]).runs
+    assert (run.epochs, run.data.label, run.student.kwargs) == (7, "kind", {"width": 4})
+    assert run.data.train == str(base / "t.csv")  # of the base's folder
+    assert run.data.valid == str(tmp_path / "v.csv")  # of the fleet's
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"students": [{"name": "a"}, {"name": "a"}]}, r"\['a'\] more than once"),
+        ({"students": [{"name": "bad", "epochs": 0}]}, "student bad: epochs"),
+        ({"students": [{"name": "bad", "data.colour": 1}]}, r"student bad: data\.colour"),
+        ({"students": [{}]}, "one without a name"),
+        ({"students": []}, "got none"),
+        ({"parallelism": 0}, "parallelism"),
+    ],
+)
+def test_a_wrong_fleet_names_student_and_field(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fleet_of(tmp_path, **changes)
+
+
+@pytest.fixture
+def fleet_file(tmp_path: Path) -> Path:
+    path = tmp_path / "fleet.yaml"
+    content = {"name": "test", "output": str(tmp_path / "out"), "base": STUDENT, "students": [{"name": "a"}]}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(build(), ["fleet", *words])
+
+
+def test_status_needs_no_server(fleet_file: Path) -> None:
+    config = FleetConfig.load(fleet_file)
+    Fleet(config, Cluster(config)).tick()
+    done = invoke("status", str(fleet_file), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["students"][0]["state"] == "running"
+    assert view(config)[0].state.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("logs", "FLEET", "nobody"), "got 'nobody', expected one of a"),
+        (("logs", "FLEET", "a"), "was not started yet"),
+        (("stop", "FLEET"), "--address: got none"),
+        (("missing.yaml",), "can't be read"),
+        (("status", "missing.yaml"), "can't be read"),
+    ],
+)
+def test_wrong_words_are_told(
+    fleet_file: Path, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = invoke(*[str(fleet_file) if word == "FLEET" else word for word in words])
+    assert done.exit_code in (1, 2)
+    assert message in done.output
+
+
+def test_a_server_that_does_not_answer_is_an_error(fleet_file: Path) -> None:
+    done = invoke(str(fleet_file), "--address", "http://127.0.0.1:1")
+    assert done.exit_code == 1
+    assert "job server http://127.0.0.1:1" in done.output
