@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from student_client.config import TrainConfig
 from student_client.model_card import model_card
+from student_client.preparation import SEQUENCES
 from student_client.records import (
     CONFIG_FILE,
     EXAMPLE_FILE,
@@ -27,16 +28,15 @@ from student_client.records import (
     STUDENT_FILE,
     write_json,
 )
-from student_client.students import build_student
+from student_client.students import build_student, logits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["ExportError", "ExportFormat", "export_student", "load_student"]
 
 ExportFormat = Literal["auto", "safetensors", "torch-export", "onnx"]
 
-_RANK_WITH_POSITIONS = 2
 _MIN_ROWS = 2  # one row would make the program good for one row only
 
 
@@ -146,23 +146,41 @@ def _shapes(example: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns what may vary: rows, and positions of inputs that have them."""
     rows, positions = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     return {
-        name: {0: rows, 1: positions} if tensor.ndim == _RANK_WITH_POSITIONS else {0: rows}
-        for name, tensor in example.items()
+        name: {0: rows, 1: positions} if name in SEQUENCES else {0: rows} for name, tensor in example.items()
     }
 
 
+class _Logits(nn.Module):
+    """A student with its outputs as one tensor and its inputs in order, by no name."""
+
+    def __init__(self, student: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.student = student
+        self._names = tuple(names)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return logits_of(self.student(**dict(zip(self._names, values, strict=True))))
+
+
 def _traced(student: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    """Returns a student's program.
+
+    It takes inputs by name if the student returns a tensor; else, so that it needs no class of the outputs,
+    in order.
+    """
     inputs = {
         name: tensor if len(tensor) >= _MIN_ROWS else tensor.repeat(_MIN_ROWS, *[1] * (tensor.ndim - 1))
         for name, tensor in example.items()
     }
+    shapes: Any = _shapes(example)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            if isinstance(student(**inputs), Tensor):
+                return torch.export.export(student, (), inputs, dynamic_shapes=shapes, strict=False)
             return torch.export.export(
-                student,
-                (),
-                inputs,
-                dynamic_shapes=_shapes(example),
+                _Logits(student, list(inputs)).eval(),
+                tuple(inputs.values()),
+                dynamic_shapes={"values": tuple(shapes.values())},
                 strict=False,
             )
     except Exception as error:  # noqa: BLE001 - its errors have no common base

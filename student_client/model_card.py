@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from student_client.preparation import SEQUENCES
 from student_client.records import RESULT_FILE, STUDENT_FACTS_FILE
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _inputs(example: Mapping[str, Tensor]) -> str:
     rows = ["| name | type | shape of one row |", "|---|---|---|"]
     for name, tensor in example.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = ["any length"] if tensor.ndim == 2 else [str(size) for size in tensor.shape[1:]]  # noqa: PLR2004
+        shape = ["any length"] if name in SEQUENCES else [str(size) for size in tensor.shape[1:]]
         rows.append(f"| `{name}` | {dtype} | {' x '.join(shape) or 'a number'} |")
     return "\n".join(rows)
 
@@ -140,8 +141,9 @@ def _metrics(result: Mapping[str, Any]) -> str:
 def _loading(config: TrainConfig, student: nn.Module, example: Mapping[str, Tensor], kind: str) -> str:
     if kind == "safetensors" and config.student.pretrained is not None:
         kind = "hugging-face"
+    in_order = kind == "torch-export" and config.student.pretrained is not None
     return _LOADING[kind].format(
-        arguments=", ".join(f"{name}={name}" for name in example),
+        arguments=", ".join(name if in_order else f"{name}={name}" for name in example),
         names=", ".join(f'"{name}": {name}' for name in example),
         model_class=type(student).__name__,
         factory=config.student.factory,

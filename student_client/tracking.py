@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +57,16 @@ class Tracker:
         self._run_id = ""
         self._writer: Any = None
 
-    def start(self, name: str, params: Mapping[str, Any]) -> None:
+    def start(self, name: str, params: Mapping[str, Any], step: int = 0) -> None:
         """Starts to follow, or goes on where an earlier process stopped.
 
         Args:
             name: of the run.
             params: its config, nested.
+            step: where it goes on; what was told of later steps is taken back where that is possible.
         """
         if self._config.tensorboard:
-            self._try("tensorboard", self._start_tensorboard)
+            self._try("tensorboard", lambda: self._start_tensorboard(step))
         if self._config.mlflow is not None:
             self._try("mlflow", lambda: self._start_mlflow(name, params))
 
@@ -93,10 +95,10 @@ class Tracker:
         if self._writer is not None:
             self._try("tensorboard", self._writer.close)
 
-    def _start_tensorboard(self) -> None:
+    def _start_tensorboard(self, step: int) -> None:
         from tensorboardX import SummaryWriter  # noqa: PLC0415 - optional
 
-        self._writer = SummaryWriter(str(self._folder / "tensorboard"))
+        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def _write_tensorboard(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -131,8 +133,11 @@ class Tracker:
         self._mlflow = client
 
     def _write_mlflow(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._mlflow.log_metric(self._run_id, name, value, step=step)
+        from mlflow.entities import Metric  # noqa: PLC0415 - optional
+
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now_ms, step) for name, value in values.items()]
+        self._mlflow.log_batch(self._run_id, metrics=metrics)
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Gives a tracker up at its first error: a run is worth more than its curves."""

@@ -85,7 +85,7 @@ class _Watch:
         self._losses: list[dict[str, float]] = []
         self._file = MetricsFile(self._folder)
         self._tracker = Tracker(run.config.tracking, self._folder)
-        self._tracker.start(run.config.name, run.config.model_dump(mode="json"))
+        self._tracker.start(run.config.name, run.config.model_dump(mode="json"), run.step)
         if run.step:
             self._file.write({"kind": "resumed", "step": run.step, "epoch": run.epoch})
 

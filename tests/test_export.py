@@ -52,7 +52,12 @@ from safetensors.torch import load_file, save_file
 inputs = load_file(sys.argv[2])
 """
 LOADERS = {
-    "torch-export": 'logits = torch.export.load(sys.argv[1] + "/model.pt2").module()(**inputs)\n',
+    "torch-export": (
+        'student = torch.export.load(sys.argv[1] + "/model.pt2").module()\n'
+        'by_name = "student(input_ids=input_ids" in open(sys.argv[1] + "/README.md").read()\n'
+        "in_order = [inputs[name] for name in sys.argv[4].split()]\n"
+        "logits = student(**inputs) if by_name else student(*in_order)\n"
+    ),
     "onnx": (
         "import onnxruntime\n"
         'session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx")\n'
@@ -125,6 +130,7 @@ def assert_alone(run: Path, exported: Path, kind: str, scratch: Path) -> None:
     save_file(inputs, scratch / "inputs.safetensors")
     code = ALONE + LOADERS[kind] + 'save_file({"logits": logits.detach()}, sys.argv[3])\n'
     files = [str(exported), str(scratch / "inputs.safetensors"), str(scratch / "logits.safetensors")]
+    files.append(" ".join(load_file(run / EXAMPLE_FILE)))  # the order of the inputs
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *files],
         capture_output=True,
@@ -141,9 +147,12 @@ def assert_alone(run: Path, exported: Path, kind: str, scratch: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("student", ["ours", "pretrained"])
 @pytest.mark.parametrize("kind", ["torch-export", "onnx"])
-def test_a_students_program_needs_nothing_of_ours(tmp_path: Path, kind: Any) -> None:
-    run = ended_run(tmp_path, TEXT_STUDENT)
+def test_a_students_program_needs_nothing_of_ours(
+    tmp_path: Path, bert: Path, kind: Any, student: str
+) -> None:
+    run = ended_run(tmp_path, TEXT_STUDENT if student == "ours" else {"pretrained": str(bert)})
     written = export_student(run, tmp_path / "exported", kind=kind)
     assert written["format"] == kind
     assert_alone(run, tmp_path / "exported", kind, tmp_path)
