@@ -56,7 +56,7 @@ def test_describe_prints_tables_for_people(server: ToyServer) -> None:
     ("arguments", "code", "message"),
     [
         (["describe", "nonsense"], 2, "expected preceptor://"),
-        (["describe", "127.0.0.1:1"], 1, "no replica of"),
+        (["describe", "127.0.0.1:1"], 4, "no replica of"),
         (["serve", "/missing.yaml"], 2, "can't be read"),
         (["train", "/missing.yaml"], 2, "can't be read"),
         (["train", CONFIG, "--set", "epochs"], 2, "expected NAME=VALUE"),
