@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from student_client.fleet_jobs import JobServerError
+from student_client.fleet_jobs import JobRefusedError, JobServerError
 from student_client.fleet_state import FleetFiles, Progress, RunProgress, StudentState
 from student_client.records import config_digest
 
@@ -65,14 +65,18 @@ class Fleet:
     ) -> None:
         self._config = config
         self._jobs = jobs
-        self._fresh = fresh
         self._clock = clock
         self._sleep = sleep
         self._runs = {run.name: run for run in config.runs}
         self._files = FleetFiles(config.folder)
         self._progress = {name: RunProgress(run.folder) for name, run in self._runs.items()}
-        known = {} if fresh else self._files.load()
-        self._states = {name: self._known(known.get(name), run) for name, run in self._runs.items()}
+        self._submitted: set[str] = set()
+        known = self._files.load()
+        self._earlier = [each.submission_id for each in known.values() if fresh and each.state == "running"]
+        self._states = {
+            name: StudentState(fresh=True) if fresh else self._known(known.get(name), run)
+            for name, run in self._runs.items()
+        }
 
     def _known(self, state: StudentState | None, run: TrainConfig) -> StudentState:
         """Returns what is known of a student; nothing, if its config has changed since it ended."""
@@ -92,6 +96,7 @@ class Fleet:
         """
         with self._files.lock():
             self._write_configs()
+            self._stop_earlier()
             lost_s = None
             while True:
                 try:
@@ -104,6 +109,16 @@ class Fleet:
                 on_change(self.views())
                 if not any(each.state in ("waiting", "running") for each in self._states.values()):
                     return all(each.state == "done" for each in self._states.values())
+                self._sleep(_POLL_S)
+
+    def _stop_earlier(self) -> None:
+        """Ends the jobs of an earlier run that is to be deleted: they would write into the new folders."""
+        deadline_s = self._clock() + _SERVER_PATIENCE_S
+        for submission_id in self._earlier:
+            self._jobs.stop(submission_id)
+            while not self._jobs.job(submission_id).has_ended:
+                if self._clock() > deadline_s:
+                    raise JobServerError(f"job {submission_id}: was stopped and has not ended")
                 self._sleep(_POLL_S)
 
     def resume(self) -> None:
@@ -142,6 +157,8 @@ class Fleet:
         elif job.status == "stopped" or self._files.is_asked_to_stop(name):
             student.state = "stopped"
         else:
+            if job.status == "gone" and student.submission_id not in self._submitted:
+                student.attempts -= 1  # it ended with the Ray of a process before this one
             student.error = self._reason(student, job)
             # It said itself that it failed; one that was killed, or whose node was lost, could not. That its
             # teacher is away may pass.
@@ -157,7 +174,17 @@ class Fleet:
         student.started_s = self._clock()
         # Saved before it is submitted: whoever goes on from here finds the job, or that there is none.
         self._files.save(self._states)
-        self._jobs.submit(student.submission_id, name, fresh=self._fresh and student.attempts == 1)
+        try:
+            self._jobs.submit(student.submission_id, name, fresh=student.fresh)
+        except JobRefusedError as error:
+            student.error = str(error)
+            student.state = "waiting" if student.attempts <= self._config.max_restarts else "failed"
+        except JobServerError:
+            student.state, student.attempts = "waiting", student.attempts - 1
+            raise
+        else:
+            student.fresh = False
+            self._submitted.add(student.submission_id)
 
     def _reason(self, student: StudentState, job: Job) -> str:
         """Returns why a job ended: the error that its log ends with, or how it ended."""

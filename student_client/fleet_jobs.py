@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from student_client.fleet_config import JobSettings
 
-__all__ = ["Job", "JobServerError", "Jobs", "RayJobs", "job_server"]
+__all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_server"]
 
 _LOOPBACK = ("127.", "localhost", "[::1]")
 _ENVIRONMENT = {
@@ -31,6 +31,10 @@ _ENVIRONMENT = {
 
 class JobServerError(RuntimeError):
     """The job server does not answer, or refuses a job."""
+
+
+class JobRefusedError(JobServerError):
+    """The job server answers, and says no."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,13 @@ class RayJobs:
 
 @contextlib.contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Turns what the client raises while open, RuntimeError and connection errors, into one error."""
+    """Turns what the client raises while open, RuntimeError and connection errors, into our errors."""
     try:
         yield
     except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise JobServerError(f"{what}: {lines[-1][:500]}") from None
+        kind = JobRefusedError if isinstance(error, RuntimeError) else JobServerError
+        raise kind(f"{what}: {lines[-1][:500]}") from None
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ class StudentState:
         attempts: jobs so far, since it was last asked to run.
         error: why it failed, or why its last job did; empty if none did.
         started_s: when its last job was submitted, in seconds of the epoch.
+        fresh: whether its next job deletes an earlier run first.
     """
 
     state: State = "waiting"
@@ -46,6 +47,7 @@ class StudentState:
     attempts: int = 0
     error: str = ""
     started_s: float = 0.0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

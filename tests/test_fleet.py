@@ -10,7 +10,7 @@ from rich.console import Console
 
 from student_client.fleet import Fleet
 from student_client.fleet_config import FleetConfig
-from student_client.fleet_jobs import Job, JobServerError
+from student_client.fleet_jobs import Job, JobRefusedError, JobServerError
 from student_client.fleet_state import FleetFiles, FleetLockedError, RunProgress
 from student_client.fleet_table import facts, fleet_table, line
 from student_client.records import METRICS_FILE, RESULT_FILE, MetricsFile
@@ -45,9 +45,12 @@ class Cluster:
         self.printed: dict[str, str] = {}
         self.started: list[tuple[str, bool]] = []
         self.is_away = False
+        self.refusal = ""
 
     def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
         self._answer()
+        if self.refusal:
+            raise JobRefusedError(self.refusal)
         self.started.append((run, fresh))
         self.jobs[submission_id] = Job("running")
 
@@ -168,9 +171,7 @@ def test_stopped_and_failed_students_are_resumed_when_asked(tmp_path: Path) -> N
     cluster.end("a", "stopped", None)
     cluster.end("b", "failed", 1)
     fleet.tick()
-    assert states(fleet) == {"a": "stopped", "b": "failed", "c": "waiting"} | {"c": states(fleet)["c"]}
-    fleet.tick()
-    assert states(fleet)["c"] == "stopped"
+    assert states(fleet) == {"a": "stopped", "b": "failed", "c": "stopped"}
     fleet.resume()
     fleet.tick()
     assert cluster.running == ["a", "b"]
@@ -201,6 +202,40 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path) -> None
     again = Fleet(fleet_of(tmp_path, students=[{"name": "x"}]), cluster, clock=lambda: now[0])
     with pytest.raises(JobServerError):
         run_to_end(again, stay_away)
+
+
+def test_a_refused_job_says_why_and_is_still_to_be_fresh(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}], max_restarts=1))
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    cluster.refusal = "pip: no such package"
+    fleet.tick()
+    assert (states(fleet), fleet.views()[0].state.error) == ({"a": "waiting"}, "pip: no such package")
+    cluster.refusal = ""
+    fleet.tick()
+    assert cluster.started == [("a", True)]
+    cluster.refusal = "no"
+    cluster.end("a", "failed", -9)
+    fleet.tick()
+    assert states(fleet) == {"a": "failed"}
+
+
+def test_jobs_that_ended_with_the_ray_of_an_earlier_process_cost_no_attempt(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}], max_restarts=0))
+    for _ in range(4):
+        fleet = Fleet(cluster.config, cluster)
+        fleet.tick()
+        cluster.jobs.clear()
+    assert states(fleet) == {"a": "running"}
+
+
+def test_a_fresh_start_ends_the_jobs_before_it(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    Fleet(cluster.config, cluster).tick()
+    (earlier,) = cluster.jobs
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    assert run_to_end(fleet, lambda _: cluster.end("a"))
+    assert cluster.jobs[earlier].status == "stopped"
+    assert cluster.started == [("a", False), ("a", True)]
 
 
 def test_only_one_process_runs_a_fleet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -92,12 +93,13 @@ def run(config: FleetConfig, on_change: Callable[[list[StudentView]], None]) -> 
 
 
 def find(matches: Callable[[str], bool], what: str) -> psutil.Process:
-    """Waits for a process of this machine whose command is as wished."""
+    """Waits for a process of this test's Ray whose command is as wished."""
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
-        for process in psutil.process_iter(["cmdline"]):
-            if matches(" ".join(process.info["cmdline"] or ())):
-                return process
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if matches(" ".join(process.cmdline())):
+                    return process
         threading.Event().wait(0.05)
     raise AssertionError(f"no {what} was found")
 
