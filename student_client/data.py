@@ -215,7 +215,7 @@ def load_splits(config: DataConfig, seed: int, student: StudentConfig | None = N
         if not part:
             raise DataError(f"data.{name}: got no examples ({len(rows)} in {config.train}), expected some")
     preparation = Preparation(config, student, classes_of([row[config.label] for row in rows], config))
-    parts = [_examples(part, preparation) for part in (train, valid, test)]
+    parts = [examples_of(part, preparation) for part in (train, valid, test)]
     return Splits(parts[0], parts[1], parts[2], preparation.classes)
 
 
@@ -285,10 +285,11 @@ def read_examples(source: str, preparation: Preparation, split: str) -> Examples
     rows = _read(source, preparation.config, split)
     if not rows:
         raise DataError(f"data.{split}: got no examples in {source}, expected some")
-    return _examples(rows, preparation)
+    return examples_of(rows, preparation)
 
 
-def _examples(rows: Sequence[dict[str, Any]], preparation: Preparation) -> Examples:
+def examples_of(rows: Sequence[dict[str, Any]], preparation: Preparation) -> Examples:
+    """Returns rows, values by column each, as examples."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     texts = preparation.teacher_texts(columns)
     return Examples(

@@ -108,7 +108,8 @@ def logs(
     state = files.load().get(name)
     if state is None or not state.submission_id:
         fail(f"{name}: was not started yet")
-    with _server(settings, address), job_server(address or settings.address) as (url, _):
+    _need_server(settings, address)
+    with job_server(address or settings.address) as (url, _):
         try:
             typer.echo(RayJobs(url, settings.job, files.configs).logs(state.submission_id))
         except JobServerError as error:
@@ -128,21 +129,21 @@ def stop(config: Config, student: Student = None, address: Address = None) -> No
     for name in names:
         files.ask_to_stop(name)
     running = [name for name in names if name in states and states[name].state == "running"]
-    with _server(settings, address):
-        if running:
-            with job_server(address or settings.address) as (url, _):
-                jobs = RayJobs(url, settings.job, files.configs)
-                try:
-                    for name in running:
-                        jobs.stop(states[name].submission_id)
-                except JobServerError as error:
-                    fail(str(error))
-        with contextlib.suppress(FleetLockedError), files.lock():  # nobody else keeps the state
-            states = files.load()
-            for name in names:
-                if name in states and states[name].state in ("waiting", "running"):
-                    states[name].state = "stopped"
-            files.save(states)
+    _need_server(settings, address)
+    if running:
+        with job_server(address or settings.address) as (url, _):
+            jobs = RayJobs(url, settings.job, files.configs)
+            try:
+                for name in running:
+                    jobs.stop(states[name].submission_id)
+            except JobServerError as error:
+                fail(str(error))
+    with contextlib.suppress(FleetLockedError), files.lock():  # nobody else keeps the state
+        states = files.load()
+        for name in names:
+            if name in states and states[name].state in ("waiting", "running"):
+                states[name].state = "stopped"
+        files.save(states)
     console.print(f"stopped: {', '.join(names)}")
 
 
@@ -201,13 +202,11 @@ def _names(settings: FleetConfig, student: str | None) -> list[str]:
     return [student]
 
 
-@contextlib.contextmanager
-def _server(settings: FleetConfig, address: str | None) -> Iterator[None]:
+def _need_server(settings: FleetConfig, address: str | None) -> None:
     """Asks for the address of a server that is already there: a Ray that were started here has no jobs."""
     known = address or settings.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not known and "RAY_ADDRESS" not in os.environ:
         fail("--address: got none, expected the job server that the fleet was run on", EXIT_USAGE)
-    yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from preceptor.settings import read_fields
+from preceptor.settings import problems, read_fields
 from student_client.config import TrainConfig, put
 
 __all__ = ["FleetConfig", "JobSettings", "merged"]
@@ -150,10 +150,7 @@ class FleetConfig(BaseModel):
             content = merged(TrainConfig.resolve(base, base_folder), TrainConfig.resolve(nested, folder))
             return TrainConfig.model_validate({**content, "output": self.output})
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
-            )
-            raise ValueError(f"student {name}: {problems}") from None
+            raise ValueError(f"student {name}: {problems(error)}") from None
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

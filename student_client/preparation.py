@@ -86,10 +86,15 @@ class Preparation:
             return [str(text) for text in rows[config.teacher_text]]
         if config.words:
             return [" ".join(map(str, words)) for words in rows[config.words]]
-        if config.text and config.text_pair:
-            pairs = zip(rows[config.text], rows[config.text_pair], strict=True)
+        return self._texts(rows) if config.text else None
+
+    def _texts(self, rows: dict[str, list[Any]]) -> list[str]:
+        """Returns what the student reads as one text a row."""
+        texts = rows[self.config.text or ""]
+        if self.config.text_pair:
+            pairs = zip(texts, rows[self.config.text_pair], strict=True)
             return [f"{first} {second}" for first, second in pairs]
-        return [str(text) for text in rows[config.text]] if config.text else None
+        return [str(text) for text in texts]
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -153,11 +158,7 @@ class Preparation:
         if config.words:
             ids = [_hash([str(word) for word in words], config) for words in rows[config.words]]
         else:
-            texts = rows[config.text or ""]
-            if config.text_pair:
-                pairs = zip(texts, rows[config.text_pair], strict=True)
-                texts = [f"{first} {second}" for first, second in pairs]
-            ids = [hash_words(str(text), config.vocab_size, config.max_len) for text in texts]
+            ids = [hash_words(text, config.vocab_size, config.max_len) for text in self._texts(rows)]
         length = pad_to or max(map(len, ids))
         padded = torch.zeros(len(ids), length, dtype=torch.int64)
         labels = torch.full((len(ids), length), IGNORED)

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 import torch
 
-from student_client.data import Batch, Splits, check_values, classes_of, read_examples, split_rows
+from student_client.data import (
+    Splits,
+    check_values,
+    classes_of,
+    examples_of,
+    read_examples,
+    split_rows,
+)
 from student_client.preparation import Preparation
 from student_client.reading import DataError, check_columns, csv_options, format_of, image_files, read_table
 
@@ -28,8 +35,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from student_client.data import Batch
     from student_client.data_config import DataConfig
-    from student_client.frames import TeacherInputs
     from student_client.student_config import StudentConfig
 
 __all__ = ["Stream", "load_streams"]
@@ -172,13 +179,7 @@ class Stream:
 
     def _prepare(self, rows: list[dict[str, Any]]) -> Batch:
         check_values(self._source, rows, self._config, numbered=False)
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        student = self._preparation.student_inputs(columns)
-        texts = self._preparation.teacher_texts(columns)
-        teacher: TeacherInputs = (
-            {name: student[name] for name in self._preparation.teacher_names} if texts is None else texts
-        )
-        return Batch(student, teacher, self._preparation.labels(columns)).trimmed()
+        return examples_of(rows, self._preparation).example(len(rows))
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

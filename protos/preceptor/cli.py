@@ -20,6 +20,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from preceptor import __version__
+from preceptor.settings import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,8 +68,7 @@ def config_errors(path: Path | None) -> Iterator[None]:
     except OSError as error:
         fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        fail(f"{path or 'config'}: {problems}", EXIT_USAGE)
+        fail(f"{path or 'config'}: {problems(error)}", EXIT_USAGE)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
 

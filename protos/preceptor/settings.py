@@ -9,7 +9,14 @@ import yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["read_fields"]
+    from pydantic import ValidationError
+
+__all__ = ["problems", "read_fields"]
+
+
+def problems(error: ValidationError) -> str:
+    """Returns what is wrong with which fields of a config, in one line."""
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
 
 
 def read_fields(path: Path) -> dict[str, Any]:
