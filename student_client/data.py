@@ -291,10 +291,6 @@ def read_examples(source: str, preparation: Preparation, split: str) -> Examples
 def examples_of(rows: Sequence[dict[str, Any]], preparation: Preparation) -> Examples:
     """Returns rows, values by column each, as examples."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
+    student, labels = preparation.prepare(columns)
     texts = preparation.teacher_texts(columns)
-    return Examples(
-        preparation.student_inputs(columns),
-        None if texts is None else tuple(texts),
-        preparation.labels(columns),
-        preparation.teacher_names,
-    )
+    return Examples(student, None if texts is None else tuple(texts), labels, preparation.teacher_names)

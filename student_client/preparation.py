@@ -54,28 +54,27 @@ class Preparation:
         self._tokenizer: Any = None
         self._number_of = {name: number for number, name in enumerate(self.classes)}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the tokenizer out: it is loaded where it is used."""
-        return {**self.__dict__, "_tokenizer": None}
+    def prepare(self, rows: dict[str, list[Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the student's inputs by name, and the labels, the rows first.
 
-    def student_inputs(self, rows: dict[str, list[Any]], *, pad_to: int | None = None) -> dict[str, Tensor]:
-        """Returns the student's inputs by name, the rows first.
+        Labels are [B] int64 or float32, or [B, L] int64 with `IGNORED` for token-level ones.
 
         Args:
             rows: values by column.
-            pad_to: the length of sequences; None: that of the longest.
 
         Raises:
             DataError: a value is not what the config says.
         """
-        config, inputs = self.config, {}
+        config = self.config
+        inputs: dict[str, Tensor] = {}
+        tags = torch.empty(0)
         if config.words or config.text:
-            inputs.update(self._sequences(rows, pad_to)[0])
+            inputs, tags = self._sequences(rows)
         for name, kind in config.features.items():
             inputs[name] = _numbers(rows[name], name, _DTYPES[kind])
         if config.image:
             inputs[PIXELS] = torch.stack([_pixels(each, config) for each in rows[config.image]])
-        return inputs
+        return inputs, tags if config.task == "tokens" else self.labels(rows)
 
     def teacher_texts(self, rows: dict[str, list[Any]]) -> list[str] | None:
         """Returns what the teacher reads, a text a row; None if it reads some of the student's inputs."""
@@ -103,8 +102,8 @@ class Preparation:
             return self.config.teacher_features
         return (*self.config.features, *([PIXELS] if self.config.image else []))
 
-    def labels(self, rows: dict[str, list[Any]], *, pad_to: int | None = None) -> Tensor:
-        """Returns the labels: [B] int64 or float32, or [B, L] int64 with `IGNORED` for token-level ones.
+    def labels(self, rows: dict[str, list[Any]]) -> Tensor:
+        """Returns the labels of whole rows, [B] int64 or float32.
 
         Raises:
             DataError: a label is no number, or of no known class.
@@ -112,8 +111,6 @@ class Preparation:
         values = rows[self.config.label]
         if self.config.task == "regression":
             return _numbers(values, self.config.label, torch.float32)
-        if self.config.task == "tokens":
-            return self._sequences(rows, pad_to)[1]
         return torch.tensor([self._class(value) for value in values])
 
     def _class(self, value: object) -> int:
@@ -125,21 +122,21 @@ class Preparation:
                 f"one of {list(self.classes)[:8]}"
             ) from None
 
-    def _sequences(self, rows: dict[str, list[Any]], pad_to: int | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _sequences(self, rows: dict[str, list[Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Returns token ids with their masks, and each position's label."""
         config = self.config
         tokenizer = self._load_tokenizer()
         tags = rows.get(config.label) if config.words else None
         if tokenizer is None:
-            return self._hashed(rows, tags, pad_to)
+            return self._hashed(rows, tags)
         first = [list(words) for words in rows[config.words]] if config.words else rows[config.text or ""]
         encoded = tokenizer(
             first,
             rows[config.text_pair] if config.text_pair else None,
             is_split_into_words=config.words is not None,
             truncation=True,
-            max_length=pad_to or config.max_len,
-            padding="max_length" if pad_to else "longest",
+            max_length=config.max_len,
+            padding="longest",
             return_tensors="pt",
         )
         labels = torch.full(encoded["input_ids"].shape, IGNORED)
@@ -151,15 +148,13 @@ class Preparation:
                 previous = word
         return {name: encoded[name] for name in SEQUENCES if name in encoded}, labels
 
-    def _hashed(
-        self, rows: dict[str, list[Any]], tags: list[Any] | None, pad_to: int | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _hashed(self, rows: dict[str, list[Any]], tags: list[Any] | None) -> tuple[dict[str, Tensor], Tensor]:
         config = self.config
         if config.words:
             ids = [_hash([str(word) for word in words], config) for words in rows[config.words]]
         else:
             ids = [hash_words(text, config.vocab_size, config.max_len) for text in self._texts(rows)]
-        length = pad_to or max(map(len, ids))
+        length = max(map(len, ids))
         padded = torch.zeros(len(ids), length, dtype=torch.int64)
         labels = torch.full((len(ids), length), IGNORED)
         for row, words in enumerate(ids):
