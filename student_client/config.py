@@ -158,7 +158,11 @@ class TrainConfig(_Config):
         description="Seconds that a worker waits for the others; longer than the teacher's deadline.",
     )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="Ray's logical CPUs a worker.")
-    use_gpu: bool = Field(default=False, description="One GPU a worker.")
+    gpus_per_worker: float = Field(
+        default=0,
+        ge=0,
+        description="GPUs a worker; with a share of one, several students (or workers) share a GPU.",
+    )
     num_threads: int = Field(default=1, ge=1, description="Torch threads a worker.")
     max_failures: int = Field(default=2, ge=0, description="Lost workers after which the run gives up.")
     python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")

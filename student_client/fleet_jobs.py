@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import preceptor
 import student_client
+from preceptor.local_ray import LocalRayError, connected_ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +169,9 @@ def job_server(address: str | None, *, num_cpus: int = 8) -> Iterator[tuple[str,
         address: http://HOST:PORT; None: RAY_API_SERVER_ADDRESS, the Ray this process is connected to, the one
             at RAY_ADDRESS, or else a Ray that is started here.
         num_cpus: logical CPUs of that Ray.
+
+    Raises:
+        JobServerError: that Ray takes no jobs, or does not start.
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if address is None and os.environ.get("RAY_ADDRESS", "").startswith("http"):
@@ -175,16 +179,11 @@ def job_server(address: str | None, *, num_cpus: int = 8) -> Iterator[tuple[str,
     if address is not None:
         yield address, False
         return
-    import ray  # noqa: PLC0415 - heavy
-
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
-    if ray.is_initialized() or "RAY_ADDRESS" in os.environ:
-        context = ray.init(ignore_reinit_error=True, **quiet)
-        yield f"http://{context.dashboard_url}", False
-        return
-    context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
-    try:
-        yield f"http://{context.dashboard_url}", True
-    finally:
-        ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        try:
+            here = stack.enter_context(connected_ray(num_cpus, jobs=True))
+        except LocalRayError as error:
+            raise JobServerError(str(error)) from None
+        if here.dashboard is None:
+            raise JobServerError("job server: the Ray that this process is connected to has none")
+        yield here.dashboard, here.is_own

@@ -56,6 +56,7 @@ def config_digest(config: TrainConfig) -> str:
         "checkpoint_every_epochs",
         "checkpoint_every_steps",
         "cpus_per_worker",
+        "gpus_per_worker",
         "log_every_steps",
         "max_failures",
         "num_threads",
@@ -63,7 +64,6 @@ def config_digest(config: TrainConfig) -> str:
         "output",
         "peer_timeout_s",
         "tracking",
-        "use_gpu",
     }
     content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import threading
@@ -20,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 import torch
 import yaml
 from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from preceptor.local_ray import connected_ray
 from student_client.data_config import resolve_source
 from student_client.environment import environment
 from student_client.records import (
@@ -82,23 +81,8 @@ def local_ray(num_cpus: int = 8) -> Iterator[None]:
     # Ray Train hands reports to its controller once a poll; the default of 2 s would dominate short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(_BARRIER_TIMEOUT_S))
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
-    owns_ray = not ray.is_initialized()
-    if owns_ray and "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    elif owns_ray:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
+    with connected_ray(num_cpus):
         yield
-    finally:
-        if owns_ray:
-            ray.shutdown()
 
 
 def train(
@@ -187,17 +171,28 @@ def _resolved(config: TrainConfig) -> TrainConfig:
     )
 
 
+def _torch_config(config: TrainConfig) -> TorchConfig:
+    # NCCL refuses two workers on one GPU; Gloo carries tensors of CUDA too.
+    shares_gpu = 0 < config.gpus_per_worker < 1
+    # No worker waits for a lost one for ever.
+    return TorchConfig(backend="gloo" if shares_gpu else None, timeout_s=config.peer_timeout_s)
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    resources = {"CPU": config.cpus_per_worker}
+    return {**resources, "GPU": config.gpus_per_worker} if config.gpus_per_worker else resources
+
+
 def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
     fewest, most = config.worker_range
     trainer = TorchTrainer(
         train_worker,
-        # No worker waits for a lost one for ever.
-        torch_config=TorchConfig(timeout_s=config.peer_timeout_s),
+        torch_config=_torch_config(config),
         train_loop_config={"config": config.model_dump_json()},
         scaling_config=ray_train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
-            use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker},
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=_resources(config),
         ),
         run_config=ray_train.RunConfig(
             name=config.name,

@@ -50,6 +50,11 @@ def teacher(folder: Path) -> Iterator[ToyServer]:
 
 @pytest.fixture
 def model() -> transformers.BertForSequenceClassification:
+    return fresh_model()
+
+
+def fresh_model() -> transformers.BertForSequenceClassification:
+    """The same random weights each time, without dropout."""
     torch.manual_seed(1)
     settings = transformers.BertConfig(
         **SIZES, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0

@@ -36,7 +36,8 @@ def serve(
     settings = _load(config, port)
     from services.teacher.local import ServeError, serving
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C by default
+        signal.signal(number, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
             with console.status(f"starting teacher {settings.name!r} ({settings.model.family})"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from preceptor.local_ray import connected_ray
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.environment import replica_ports, serve_environment, socket_address
@@ -56,36 +57,29 @@ def serving(
     """
     _check_ports_free(config)
     os.environ.update(serve_environment(config))
-    import ray
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     from services.teacher.app import APP_NAME, SERVICER_FUNCTIONS, build_app
 
-    owns_ray = not ray.is_initialized()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if owns_ray:
-        _start_ray(num_cpus, jobs=jobs)
-    try:
+    with connected_ray(num_cpus, jobs=jobs):
         serve.start(
             # Direct ingress brings a proxy whatever is asked for; it gets a port that disturbs no one.
             http_options={"host": "127.0.0.1", "port": _free_port()},
             grpc_options={"grpc_servicer_functions": SERVICER_FUNCTIONS, "enable_reflection": False},
         )
         try:
-            serve.run(build_app(config), name=APP_NAME, route_prefix=None)
-        except RuntimeError:
-            raise ServeError(f"the teacher did not start: {_reason()}") from None
-        wait_until_ready(config, ready_timeout_s)
-        yield address_of(config)
-    finally:
-        # Not `serve.shutdown`: other applications may run there, and with our own Ray the rest goes too.
-        try:
+            try:
+                serve.run(build_app(config), name=APP_NAME, route_prefix=None)
+            except RuntimeError:
+                raise ServeError(f"the teacher did not start: {_reason()}") from None
+            wait_until_ready(config, ready_timeout_s)
+            yield address_of(config)
+        finally:
+            # Not `serve.shutdown`: other applications may run there, and with our own Ray the rest goes too.
             with contextlib.suppress(RayServeException):  # Serve did not start: the cause is coming
                 serve.delete(APP_NAME)
-        finally:
-            if owns_ray:
-                ray.shutdown()
 
 
 def _reason() -> str:
@@ -99,21 +93,6 @@ def _reason() -> str:
         if deployment.status != "HEALTHY"
     ]
     return re.sub(r"\x1b\[[0-9;]*m", "", "; ".join(messages)) or "Serve's log has the reason"
-
-
-def _start_ray(num_cpus: int, *, jobs: bool) -> None:
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=jobs,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
 
 
 def _free_port() -> int:
