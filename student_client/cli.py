@@ -80,32 +80,45 @@ def train(
     """
     settings = _load(config, _overrides(data, teacher, changes or []))
     from student_client.errors import TeacherError, TeacherUnavailableError
-    from student_client.train import TrainError, check, local_ray
-    from student_client.train import train as run_training
+    from student_client.locks import FolderLockedError
+    from student_client.train import TrainError
 
     try:
-        check(settings)
-        with local_ray(), _progress(settings) as progress:
-            task = progress.add_task(settings.name, total=None, note="starting")
-            notes = {"steps": "", "epoch": ""}
-
-            def show(line: dict[str, Any]) -> None:
-                if line["kind"] in notes:
-                    notes[line["kind"]] = _note(line)
-                    note = ", ".join(filter(None, notes.values()))
-                    progress.update(task, completed=line["step"], total=line["num_steps"], note=note)
-
-            result = run_training(settings, fresh=fresh, on_progress=show)
+        result = _run(settings, fresh=fresh)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
     except TeacherUnavailableError as error:
         fail(str(error), EXIT_UNREACHABLE)
-    except (TrainError, TeacherError) as error:
+    except (TrainError, TeacherError, FolderLockedError) as error:
         fail(str(error))
+    except OSError as error:  # the output, or Ray at RAY_ADDRESS
+        fail(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from the last checkpoint of {settings.name!r}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_result(result, as_json=as_json)
+
+
+def _run(settings: TrainConfig, *, fresh: bool) -> TrainResult:
+    """Trains with a progress bar; mistakes are told before Ray is started, if it can be told without."""
+    from student_client.train import check, check_resources, local_ray
+    from student_client.train import train as run_training
+
+    if not settings.data.stream:
+        check(settings)
+    with local_ray() as is_own, _progress(settings) as progress:
+        if is_own:
+            check_resources(settings)
+        task = progress.add_task(settings.name, total=None, note="starting")
+        notes = {"steps": "", "epoch": ""}
+
+        def show(line: dict[str, Any]) -> None:
+            if line["kind"] in notes:
+                notes[line["kind"]] = _note(line)
+                note = ", ".join(filter(None, notes.values()))
+                progress.update(task, completed=line["step"], total=line["num_steps"], note=note)
+
+        return run_training(settings, fresh=fresh, checked=not settings.data.stream, on_progress=show)
 
 
 def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         for key in ("pretrained", "tokenizer"):
             if student.get(key) is not None:
                 student[key] = resolve_source(str(student[key]), folder)
-    if "python_path" in data:
+    if isinstance(data.get("python_path"), list):  # anything else is told of by its field
         data["python_path"] = [folder / str(entry) for entry in data["python_path"]]
 
 

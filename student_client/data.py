@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from student_client.preparation import SEQUENCES, Preparation, hash_words, is_number
+from student_client.preparation import SEQUENCES, Preparation, hash_words
 from student_client.reading import DataError, read_table
+from student_client.row_checks import check_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -185,12 +186,11 @@ class Splits:
     classes: tuple[str, ...]
 
 
-def load_splits(config: DataConfig, seed: int, student: StudentConfig | None = None) -> Splits:
+def load_splits(config: DataConfig, student: StudentConfig | None = None) -> Splits:
     """Reads the sources of a config and splits off what has no source of its own.
 
     Args:
         config: names sources and columns.
-        seed: of the split.
         student: says which tokenizer reads texts.
 
     Raises:
@@ -203,7 +203,7 @@ def load_splits(config: DataConfig, seed: int, student: StudentConfig | None = N
 
         return load_streams(config, student)
     rows = _read(config.train, config, "train")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.split_seed)).tolist()
     num_valid = 0 if config.valid else round(config.valid_fraction * len(rows))
     num_test = 0 if config.test else round(config.test_fraction * len(rows))
     valid = _read(config.valid, config, "valid") if config.valid else [rows[i] for i in order[:num_valid]]
@@ -234,41 +234,6 @@ def _read(source: str, config: DataConfig, split: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_table(source, config, split).to_pylist()
     check_values(source, rows, config)
     return rows
-
-
-def check_values(
-    source: str, rows: Sequence[dict[str, Any]], config: DataConfig, *, numbered: bool = True
-) -> None:
-    """Says which row lacks a value, or has something else where the config says a number.
-
-    Args:
-        source: where the rows are from.
-        rows: values by column.
-        config: says which columns are numbers.
-        numbered: whether they are all of the source's, in order.
-
-    Raises:
-        DataError: one does.
-    """
-    kinds = dict(config.features)
-    if config.task == "regression":
-        kinds[config.label] = "float32"
-    for number, row in enumerate(rows, start=1):
-        empty = [name for name, value in row.items() if value is None or not str(value).strip()]
-        wrong = [name for name, kind in kinds.items() if not is_number(row[name], kind)]
-        if not (empty or wrong):
-            continue
-        place = f"row {number}" if numbered else f"a row with {_shown(row)}"
-        if empty:
-            raise DataError(f"{source}, {place}: got no value in {empty}, expected one")
-        name = wrong[0]
-        raise DataError(
-            f"{source}, {place}, column {name!r}: got {row[name]!r}, expected a number ({kinds[name]})"
-        )
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={str(value)[:20]!r}" for name, value in row.items())
 
 
 def read_examples(source: str, preparation: Preparation, split: str) -> Examples:

@@ -32,6 +32,9 @@ class DataConfig(BaseModel):
     hf_config: str | None = Field(default=None, description="The configuration of a Hugging Face data set.")
     valid_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `valid` is null.")
     test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Of `train`, where `test` is null.")
+    split_seed: int = Field(
+        default=0, ge=0, description="Of that division; apart from `seed`, so that students share test sets."
+    )
     task: Task = Field(description="What the labels are; tokens: one a word of `words`.")
     label: str = Field(default="label", description="The column of labels.")
     classes: tuple[str, ...] | None = Field(

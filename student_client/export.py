@@ -37,7 +37,8 @@ __all__ = ["ExportError", "ExportFormat", "export_student", "load_student"]
 
 ExportFormat = Literal["auto", "safetensors", "torch-export", "onnx"]
 
-_MIN_ROWS = 2  # one row would make the program good for one row only
+CARD_FILE = "README.md"
+_MIN_SIZE = 2  # one row, or one position, would make the program good for one only
 
 
 class ExportError(RuntimeError):
@@ -78,7 +79,7 @@ def export_student(
         run: the run's folder.
         output: the folder to write; it appears when all is in it.
         kind: what is written; "auto": what fits the student.
-        force: whether an `output` that is there is replaced.
+        force: whether an `output` that is there is replaced; it has to be an earlier export, or empty.
 
     Returns:
         The folder, the format and the files.
@@ -88,6 +89,8 @@ def export_student(
     """
     if output.exists() and not force:
         raise ExportError(f"{output}: exists already; choose another folder or replace it with --force")
+    if output.exists() and not (output / CARD_FILE).is_file() and not _is_empty(output):
+        raise ExportError(f"{output}: is no export (it has no {CARD_FILE}); it is not replaced")
     if run.resolve().is_relative_to(output.resolve()):
         raise ExportError(f"{output}: holds the run itself, expected a folder that may be replaced")
     config, student = load_student(run)
@@ -108,11 +111,15 @@ def export_student(
         else:
             _write_onnx(folder, student, example)
         card = model_card(run, config, student, example, kind)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         if output.exists():
             shutil.rmtree(output)
         folder.replace(output)
     return {"folder": str(output), "format": kind, "files": sorted(path.name for path in output.iterdir())}
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _facts(run: Path) -> dict[str, Any]:
@@ -168,10 +175,7 @@ def _traced(student: nn.Module, example: Mapping[str, Tensor]) -> torch.export.E
     It takes inputs by name if the student returns a tensor; else, so that it needs no class of the outputs,
     in order.
     """
-    inputs = {
-        name: tensor if len(tensor) >= _MIN_ROWS else tensor.repeat(_MIN_ROWS, *[1] * (tensor.ndim - 1))
-        for name, tensor in example.items()
-    }
+    inputs = {name: _grown(name, tensor) for name, tensor in example.items()}
     shapes: Any = _shapes(example)
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
@@ -186,6 +190,14 @@ def _traced(student: nn.Module, example: Mapping[str, Tensor]) -> torch.export.E
     except Exception as error:  # noqa: BLE001 - its errors have no common base
         first = str(error).strip().splitlines()[0]
         raise ExportError(f"torch.export can't follow the student: {type(error).__name__}: {first}") from None
+
+
+def _grown(name: str, tensor: Tensor) -> Tensor:
+    """Returns an example with at least two rows, and two positions if it has any."""
+    for axis in (0, 1) if name in SEQUENCES else (0,):
+        if tensor.shape[axis] < _MIN_SIZE:
+            tensor = tensor.repeat_interleave(_MIN_SIZE, axis)
+    return tensor
 
 
 def _write_program(folder: Path, student: nn.Module, example: Mapping[str, Tensor]) -> None:

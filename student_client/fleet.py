@@ -71,30 +71,46 @@ class Fleet:
         self._files = FleetFiles(config.folder)
         self._progress = {name: RunProgress(run.folder) for name, run in self._runs.items()}
         self._submitted: set[str] = set()
+        self._fresh = fresh
+        self._load()
+
+    def _load(self) -> None:
         known = self._files.load()
-        self._earlier = [each.submission_id for each in known.values() if fresh and each.state == "running"]
+        self._earlier = [
+            each.submission_id for each in known.values() if self._fresh and each.state == "running"
+        ]
         self._states = {
-            name: StudentState(fresh=True) if fresh else self._known(known.get(name), run)
+            name: StudentState(fresh=True) if self._fresh else self._known(known.get(name), run)
             for name, run in self._runs.items()
         }
 
     def _known(self, state: StudentState | None, run: TrainConfig) -> StudentState:
-        """Returns what is known of a student; nothing, if its config has changed since it ended."""
-        if state is None or (state.digest != config_digest(run) and state.state != "running"):
+        """Returns what is known of a student; if its config has changed since it ended, it starts over."""
+        if state is None:
             return StudentState()
-        return state
+        has_changed = state.digest not in ("", config_digest(run))
+        return StudentState(fresh=True) if has_changed and state.state != "running" else state
 
-    def run(self, on_change: Callable[[list[StudentView]], None] = lambda _: None) -> bool:
+    def run(
+        self, on_change: Callable[[list[StudentView]], None] = lambda _: None, *, resume: bool = False
+    ) -> bool:
         """Runs to the end; returns whether all students are done.
 
         Args:
             on_change: called about once a second with all students.
+            resume: whether those wait for their turn again that failed or were stopped.
 
         Raises:
-            FleetLockedError: another process runs it.
+            FolderLockedError: another process runs it.
             JobServerError: the job server did not answer for minutes.
         """
         with self._files.lock():
+            self._load()  # whoever had the lock may have written since
+            if resume:
+                self.resume()
+            for name, student in self._states.items():
+                if student.fresh:
+                    self._files.forget_to_stop(name)
             self._write_configs()
             self._stop_earlier()
             lost_s = None
@@ -136,12 +152,20 @@ class Fleet:
     def tick(self) -> None:
         """Looks at every job once and starts those whose turn it is."""
         for name, student in self._states.items():
+            is_asked_to_stop = self._files.is_asked_to_stop(name)
             if student.state == "running":
                 job = self._jobs.job(student.submission_id)
+                if job.status != "gone":
+                    student.fresh = False  # it was taken
+                    self._submitted.add(student.submission_id)
                 if job.has_ended:
                     self._settle(name, student, job)
-            elif student.state == "waiting" and self._files.is_asked_to_stop(name):
+                elif is_asked_to_stop:
+                    self._jobs.stop(student.submission_id)
+            elif student.state == "waiting" and is_asked_to_stop:
                 student.state = "stopped"
+            if student.state == "stopped":
+                self._files.forget_to_stop(name)
         num_running = sum(each.state == "running" for each in self._states.values())
         for name, student in self._states.items():
             if student.state == "waiting" and num_running < self._config.parallelism:
@@ -151,6 +175,7 @@ class Fleet:
 
     def _settle(self, name: str, student: StudentState, job: Job) -> None:
         """Decides what the end of a job means for its student."""
+        log = self._keep_log(name, student, job)
         # A job may die, or be forgotten, after its run has ended well.
         if job.status == "succeeded" or self._progress[name].ended_since(student.started_s):
             student.state, student.error = "done", ""
@@ -159,7 +184,7 @@ class Fleet:
         else:
             if job.status == "gone" and student.submission_id not in self._submitted:
                 student.attempts -= 1  # it ended with the Ray of a process before this one
-            student.error = self._reason(student, job)
+            student.error = _reason(log, job)
             # It said itself that it failed; one that was killed, or whose node was lost, could not. That its
             # teacher is away may pass.
             is_hopeless = job.exit_code in (EXIT_FAILED, EXIT_WRONG_CONFIG)
@@ -179,31 +204,36 @@ class Fleet:
         except JobRefusedError as error:
             student.error = str(error)
             student.state = "waiting" if student.attempts <= self._config.max_restarts else "failed"
-        except JobServerError:
-            student.state, student.attempts = "waiting", student.attempts - 1
-            raise
-        else:
-            student.fresh = False
-            self._submitted.add(student.submission_id)
+        # After any other error it may have been taken all the same; the next look at it tells.
 
-    def _reason(self, student: StudentState, job: Job) -> str:
-        """Returns why a job ended: the error that its log ends with, or how it ended."""
+    def _keep_log(self, name: str, student: StudentState, job: Job) -> str:
+        """Returns what a job has printed, and keeps it: its server may not last."""
         if job.status == "gone":
-            return "the job server has no such job any more"
+            return ""
         try:
-            lines = self._jobs.logs(student.submission_id).splitlines()
+            log = self._jobs.logs(student.submission_id)
         except JobServerError:
-            lines = []
-        told = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
-        if told:
-            return told[-1].strip()[:_MAX_ERROR_LENGTH]
-        return f"its driver ended with exit code {job.exit_code} and said nothing of it"
+            return ""
+        path = self._files.log(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(log, encoding="utf-8")
+        return log
 
     def _write_configs(self) -> None:
         self._files.configs.mkdir(parents=True, exist_ok=True)
         for name, run in self._runs.items():
             text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
             (self._files.configs / f"{name}.yaml").write_text(text)
+
+
+def _reason(log: str, job: Job) -> str:
+    """Returns why a job ended: the error that its log ends with, or how it ended."""
+    if job.status == "gone":
+        return "the job server has no such job any more"
+    told = [match[1] for line in log.splitlines() if (match := _ERROR_LINE.match(line))]
+    if told:
+        return told[-1].strip()[:_MAX_ERROR_LENGTH]
+    return f"its driver ended with exit code {job.exit_code} and said nothing of it"
 
 
 def view(config: FleetConfig) -> list[StudentView]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from student_client.fleet import StudentView
     from student_client.fleet_config import FleetConfig
+    from student_client.fleet_state import FleetFiles
 
 __all__ = ["app"]
 
@@ -108,6 +109,9 @@ def logs(
     state = files.load().get(name)
     if state is None or not state.submission_id:
         fail(f"{name}: was not started yet")
+    if state.state != "running" and files.log(name).exists():
+        typer.echo(files.log(name).read_text(encoding="utf-8"))
+        return
     _need_server(settings, address)
     with job_server(address or settings.address) as (url, _):
         try:
@@ -119,32 +123,45 @@ def logs(
 @app.command("stop")
 def stop(config: Config, student: Student = None, address: Address = None) -> None:
     """Stop a student, or all; `resume` goes on from their checkpoints."""
-    from student_client.fleet_jobs import JobServerError, RayJobs, job_server
-    from student_client.fleet_state import FleetFiles, FleetLockedError
+    from student_client.fleet_jobs import JobServerError
+    from student_client.fleet_state import FleetFiles
+    from student_client.locks import FolderLockedError
 
     settings = _load(config)
     files = FleetFiles(settings.folder)
     names = _names(settings, student)
-    states = files.load()
     for name in names:
         files.ask_to_stop(name)
+    try:
+        with files.lock():  # nobody runs the fleet now
+            _stop_ourselves(settings, address, files, names)
+    except FolderLockedError:
+        console.print(f"asked whoever runs the fleet to stop {', '.join(names)}")
+        return
+    except JobServerError as error:
+        fail(str(error))
+    console.print(f"stopped: {', '.join(names)}")
+
+
+def _stop_ourselves(
+    settings: FleetConfig, address: str | None, files: FleetFiles, names: Sequence[str]
+) -> None:
+    """Ends the jobs of a fleet that nobody runs, if any are left, and writes that down."""
+    from student_client.fleet_jobs import RayJobs, job_server
+
+    states = files.load()
     running = [name for name in names if name in states and states[name].state == "running"]
-    _need_server(settings, address)
     if running:
+        _need_server(settings, address)
         with job_server(address or settings.address) as (url, _):
             jobs = RayJobs(url, settings.job, files.configs)
-            try:
-                for name in running:
-                    jobs.stop(states[name].submission_id)
-            except JobServerError as error:
-                fail(str(error))
-    with contextlib.suppress(FleetLockedError), files.lock():  # nobody else keeps the state
-        states = files.load()
-        for name in names:
-            if name in states and states[name].state in ("waiting", "running"):
-                states[name].state = "stopped"
-        files.save(states)
-    console.print(f"stopped: {', '.join(names)}")
+            for name in running:
+                jobs.stop(states[name].submission_id)
+    for name in names:
+        if name in states and states[name].state in ("waiting", "running"):
+            states[name].state = "stopped"
+            files.forget_to_stop(name)
+    files.save(states)
 
 
 def _run(
@@ -158,7 +175,8 @@ def _run(
 ) -> None:
     from student_client.fleet import Fleet
     from student_client.fleet_jobs import JobServerError, RayJobs, job_server
-    from student_client.fleet_state import FleetFiles, FleetLockedError
+    from student_client.fleet_state import FleetFiles
+    from student_client.locks import FolderLockedError
 
     is_own = False
     try:
@@ -166,12 +184,10 @@ def _run(
             console.print(f"fleet [bold]{settings.name}[/]: {len(settings.runs)} students, jobs at {url}")
             jobs = RayJobs(url, settings.job, FleetFiles(settings.folder).configs)
             fleet = Fleet(settings, jobs, fresh=fresh)
-            if resume:
-                fleet.resume()
             with _shown(settings, watch=watch) as show:
-                all_done = fleet.run(show)
+                all_done = fleet.run(show, resume=resume)
             views = fleet.views()
-    except (JobServerError, FleetLockedError) as error:
+    except (JobServerError, FolderLockedError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         what = "the jobs have ended with their Ray" if is_own else "the jobs go on"

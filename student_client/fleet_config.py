@@ -107,7 +107,10 @@ class FleetConfig(BaseModel):
         base, base_folder = fleet.base, folder
         if isinstance(base, str):
             base_path = folder / base
-            base, base_folder = read_fields(base_path), base_path.resolve().parent
+            try:
+                base, base_folder = read_fields(base_path), base_path.resolve().parent
+            except OSError as error:
+                raise ValueError(f"base: {base_path} can't be read: {error.strerror}") from None
         runs = [
             fleet._run(base, base_folder, changes, folder)  # noqa: SLF001 - of this class
             for changes in fleet._all_changes()  # noqa: SLF001
@@ -142,10 +145,9 @@ class FleetConfig(BaseModel):
             raise ValueError("students: got one without a name, expected `name`, or a `grid` to name it by")
         nested: dict[str, Any] = {}
         for key, value in changes.items():
-            if isinstance(value, dict):
-                nested = merged(nested, {key: value})
-            else:
-                put(nested, key.split("."), value)
+            change: dict[str, Any] = {}
+            put(change, key.split("."), value)
+            nested = merged(nested, change)
         try:
             content = merged(TrainConfig.resolve(base, base_folder), TrainConfig.resolve(nested, folder))
             return TrainConfig.model_validate({**content, "output": self.output})

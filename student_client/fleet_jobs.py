@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shlex
 import sys
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_server"]
 
+_STATUS = re.compile(r"status code (\d{3})")
+_MAX_ERROR_LENGTH = 500
+_REFUSALS = range(400, 500)
 _LOOPBACK = ("127.", "localhost", "[::1]")
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -99,10 +105,10 @@ class RayJobs:
 
     def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
         """See `Jobs`."""
-        command = f"{self._python} -m student_client train {run}.yaml --json" + (" --fresh" if fresh else "")
+        words = [self._python, "-m", "student_client", "train", f"{run}.yaml", "--json"]
         with _errors(f"job {submission_id}"):
             self._client.submit_job(
-                entrypoint=command,
+                entrypoint=shlex.join([*words, "--fresh"] if fresh else words),
                 submission_id=submission_id,
                 runtime_env=self._runtime_env(),
                 metadata={"preceptor_run": run},
@@ -131,8 +137,8 @@ class RayJobs:
         try:
             with _errors(f"job {submission_id}"):
                 info = self._client.get_job_info(submission_id)
-        except JobServerError as error:
-            if "does not exist" in str(error) or "404" in str(error):
+        except JobRefusedError as error:
+            if _status_of(str(error)) == HTTPStatus.NOT_FOUND:
                 return Job("gone")
             raise
         return Job(info.status.value.lower(), info.driver_exit_code)
@@ -152,13 +158,28 @@ class RayJobs:
 
 @contextlib.contextmanager
 def _errors(what: str) -> Iterator[None]:
-    """Turns what the client raises while open, RuntimeError and connection errors, into our errors."""
+    """Turns what the client raises while open into our errors: a refusal, or a server that is not well."""
     try:
         yield
-    except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        kind = JobRefusedError if isinstance(error, RuntimeError) else JobServerError
-        raise kind(f"{what}: {lines[-1][:500]}") from None
+    except Exception as error:  # noqa: BLE001 - the client's errors have no common base
+        text = str(error).strip() or type(error).__name__
+        is_refusal = isinstance(error, ValueError) or _status_of(text) in _REFUSALS
+        kind = JobRefusedError if is_refusal and not isinstance(error, OSError) else JobServerError
+        raise kind(f"{what}: {_shortened(text)}") from None
+
+
+def _status_of(text: str) -> int | None:
+    """Returns the HTTP status that the client's error tells of."""
+    found = _STATUS.search(text)
+    return None if found is None else int(found[1])
+
+
+def _shortened(text: str) -> str:
+    """Returns the last line, with the status that the first one may tell of."""
+    lines = text.splitlines()
+    status = _STATUS.search(lines[0])
+    last = lines[-1][:_MAX_ERROR_LENGTH]
+    return last if status is None or status[0] in last else f"{status[0]}: {last}"
 
 
 @contextlib.contextmanager

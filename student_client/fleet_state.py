@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from student_client.locks import folder_lock
 from student_client.records import METRICS_FILE, RESULT_FILE, read_new_lines, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FleetFiles", "FleetLockedError", "Progress", "RunProgress", "StudentState"]
+__all__ = ["FleetFiles", "Progress", "RunProgress", "StudentState"]
 
 _STATE_FILE = "fleet.json"
-_LOCK_FILE = "lock"
 _STOP_PREFIX = "stop-"
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
-
-
-class FleetLockedError(RuntimeError):
-    """Another process runs the fleet."""
 
 
 @dataclass
@@ -79,7 +73,11 @@ class RunProgress:
             self._position, self._last = 0, {}  # it was started afresh
         lines, self._position = read_new_lines(path, self._position)
         for line in lines:
-            self._last[line["kind"]] = line
+            if line["kind"] == "resumed":  # what was told of later steps does not hold
+                kept = {kind: each for kind, each in self._last.items() if each["step"] <= line["step"]}
+                self._last = kept
+            else:
+                self._last[line["kind"]] = line
         steps, epoch = self._last.get("steps", {}), self._last.get("epoch", {})
         latest = max((steps, epoch), key=lambda line: line.get("step", -1))
         return Progress(
@@ -122,6 +120,10 @@ class FleetFiles:
     def __post_init__(self) -> None:
         self.configs = self.folder / "configs"
 
+    def log(self, name: str) -> Path:
+        """Returns where the log of a student's last job is kept, once that has ended."""
+        return self.folder / "logs" / f"{name}.log"
+
     def load(self) -> dict[str, StudentState]:
         """Returns the students' states by name; empty if the fleet never ran."""
         path = self.folder / _STATE_FILE
@@ -133,22 +135,15 @@ class FleetFiles:
         """Writes the states in one piece."""
         write_json(self.folder / _STATE_FILE, {name: asdict(each) for name, each in states.items()})
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes from running the fleet while open; the lock ends with the process.
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from running the fleet while open.
 
         Raises:
-            FleetLockedError: one already does.
+            FolderLockedError: one already does.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / _LOCK_FILE).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FleetLockedError(
-                    f"{self.folder}: another process runs this fleet; `fleet status --watch` shows it"
-                ) from None
-            yield
+        return folder_lock(
+            self.folder, "another process runs this fleet; `preceptor fleet status --watch` shows it"
+        )
 
     def ask_to_stop(self, name: str) -> None:
         """Leaves word for whoever runs the fleet that a student is to be stopped."""

@@ -129,7 +129,12 @@ class Objective(nn.Module):
     def _task(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.data.task == "regression":
             return functional.mse_loss(logits.reshape(labels.shape), labels)
-        return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+        flat = logits.flatten(0, -2), labels.flatten()
+        if labels.ndim == 1:
+            return functional.cross_entropy(*flat)
+        # A part of a batch may have no labels at all: its mean is 0, not 0 / 0.
+        total = functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
+        return total / max(num_tokens(labels), 1)
 
 
 def num_tokens(labels: Tensor) -> int:
@@ -177,11 +182,18 @@ def state_width(student: nn.Module, taps: Taps, paths: dict[str, str], inputs: d
     """Returns the width of the tapped states; 1 if none is tapped, since then none is encoded.
 
     Raises:
-        ValueError: they differ in width.
+        ValueError: they differ in width, or the student can't read the inputs.
     """
     was_training = student.training
-    with torch.no_grad():
-        student.eval()(**inputs)
+    try:
+        with torch.no_grad():
+            student.eval()(**inputs)
+    except Exception as error:  # what a student may raise has no common base
+        shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
+        raise ValueError(
+            f"student: its forward pass failed on the first examples, {shapes}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     student.train(was_training)
     widths = {path: taps[name].shape[-1] for name, path in paths.items()}
     taps.clear()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from student_client.data_config import DataConfig, DataFormat
 
-__all__ = ["DataError", "check_columns", "csv_options", "format_of", "image_files", "read_table"]
+__all__ = ["DataError", "check_columns", "csv_options", "files_of", "format_of", "image_files", "read_table"]
 
 _SUFFIXES: dict[str, DataFormat] = {
     ".csv": "csv",
@@ -44,8 +44,8 @@ def format_of(source: str, wanted: str) -> DataFormat:
     if wanted != "auto":
         return wanted  # type: ignore[return-value]  # pydantic has checked it
     path = Path(source)
-    if path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix]
+    if path.suffix.lower() in _SUFFIXES and not path.is_dir():
+        return _SUFFIXES[path.suffix.lower()]
     if not path.exists():
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
             return "huggingface"
@@ -84,7 +84,8 @@ def read_table(source: str, config: DataConfig, split: str = "train") -> pa.Tabl
         elif kind == "csv":
             table = _read_csv(source, config)
         else:
-            table = dataset.dataset(source, format="json" if kind == "jsonl" else kind).to_table()
+            files = files_of(source, kind)
+            table = dataset.dataset(files, format="json" if kind == "jsonl" else kind).to_table()
     except FileNotFoundError as error:
         raise DataError(f"{source}: can't be read: {error.strerror or error}") from None
     except OSError as error:
@@ -93,6 +94,22 @@ def read_table(source: str, config: DataConfig, split: str = "train") -> pa.Tabl
         raise DataError(f"{source}: not {kind}: {error}") from None
     check_columns(source, table.column_names, config.columns)
     return table.select(list(config.columns))
+
+
+def files_of(source: str, kind: DataFormat) -> list[str]:
+    """Returns the files of a source, in order: itself, or those of a format in a folder.
+
+    Raises:
+        DataError: there are none.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        found = [source] if path.exists() else []
+    else:
+        found = sorted(str(each) for each in path.rglob("*") if _SUFFIXES.get(each.suffix.lower()) == kind)
+    if not found:
+        raise DataError(f"{source}: can't be read: got nothing there, expected {kind} files")
+    return found
 
 
 def check_columns(source: str, found: Sequence[str], expected: Sequence[str]) -> None:
@@ -118,11 +135,10 @@ def csv_options(config: DataConfig) -> dict[str, Any]:
 
 
 def _read_csv(source: str, config: DataConfig) -> pa.Table:
-    files = sorted(Path(source).rglob("*.csv")) if Path(source).is_dir() else [Path(source)]
     tables = []
-    for file in files:
+    for file in files_of(source, "csv"):
         table = csv.read_csv(file, **csv_options(config))
-        check_columns(str(file), table.column_names, config.columns)
+        check_columns(file, table.column_names, config.columns)
         tables.append(table.select(list(config.columns)))
     return pa.concat_tables(tables)
 
@@ -153,10 +169,21 @@ def _read_huggingface(source: str, config: DataConfig, split: str) -> pa.Table:
     }
     table = loaded.select_columns(kept).with_format("arrow")[:]
     if config.label in names_of:
-        names_list = names_of[config.label]
-        values = pa.array([names_list[number] for number in table[config.label].to_pylist()])
+        numbers = table[config.label].to_pylist()
+        values = pa.array(_class_names(source, config.label, numbers, names_of[config.label]))
         table = table.set_column(table.column_names.index(config.label), config.label, values)
     return table
+
+
+def _class_names(source: str, column: str, numbers: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Returns the names of numbered classes; -1 is how some data sets say that there is none."""
+    for row, number in enumerate(numbers, start=1):
+        if not (isinstance(number, int) and 0 <= number < len(names)):
+            raise DataError(
+                f"{source}, row {row}, column {column!r}: got class {number!r}, expected 0 to "
+                f"{len(names) - 1}"
+            )
+    return [names[number] for number in numbers]
 
 
 def image_files(source: str) -> tuple[list[str], list[str]]:

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from student_client.config import TrainConfig
 
 __all__ = [
@@ -43,6 +43,7 @@ STUDENT_FILE = "student.safetensors"
 STUDENT_FACTS_FILE = "student.json"
 EXAMPLE_FILE = "example_inputs.safetensors"
 _STATE = "state.pt"
+_RNGS = ("rng", "cuda_rng")
 
 
 class ResumeError(ValueError):
@@ -70,13 +71,13 @@ def config_digest(config: TrainConfig) -> str:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], digest: str, rank: int) -> None:
-    """Writes a worker's checkpoint; the first worker's holds everything, the others' their RNG."""
-    content = {"digest": digest, **state} if rank == 0 else {"rng": state["rng"]}
+    """Writes a worker's checkpoint; the first worker's holds everything, the others' their RNGs."""
+    content = {"digest": digest, **state} if rank == 0 else {name: state[name] for name in _RNGS}
     torch.save(content, folder / _name(rank))
 
 
 def load_checkpoint(folder: Path, digest: str, rank: int) -> dict[str, Any]:
-    """Reads a worker's checkpoint.
+    """Reads a worker's checkpoint; a worker that had none gets None for its RNGs.
 
     Raises:
         ResumeError: it belongs to another config.
@@ -86,9 +87,9 @@ def load_checkpoint(folder: Path, digest: str, rank: int) -> dict[str, Any]:
         raise ResumeError(
             "the run's folder holds checkpoints of another config; choose another name or start it fresh"
         )
-    own = folder / _name(rank)
-    if rank and own.exists():
-        state["rng"] = torch.load(own, weights_only=True)["rng"]
+    if rank:
+        own = folder / _name(rank)
+        state |= torch.load(own, weights_only=True) if own.exists() else dict.fromkeys(_RNGS)
     return state
 
 
@@ -99,12 +100,12 @@ def _name(rank: int) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file in one piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "w") as file:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with aside.open("w") as file:
         json.dump(content, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    Path(name).replace(path)
+    aside.replace(path)
 
 
 class MetricsFile:
@@ -113,6 +114,11 @@ class MetricsFile:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS_FILE
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was written to it yet."""
+        return not (self._path.exists() and self._path.stat().st_size)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line; a line of "kind" "resumed" takes back those of later steps than its "step"."""

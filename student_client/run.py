@@ -14,6 +14,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from student_client.data import load_splits
+from student_client.evaluation import evaluate
 from student_client.objective import Objective, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
@@ -73,7 +74,8 @@ class StudentRun:
         self.metric = "rmse" if config.data.task == "regression" else "accuracy"
         self.epoch = 0
         self.last_valid = math.nan
-        self.splits = load_splits(config.data, config.seed, config.student)
+        self.splits = load_splits(config.data, config.student)
+        _check_enough(len(self.splits.train), world_size)
         self._rank = rank
         self._world_size = world_size
         self._sum_over_workers = sum_over_workers
@@ -190,25 +192,13 @@ class StudentRun:
     def _keep_best(self) -> None:
         self.last_valid = value = self.evaluate(self.splits.valid)
         score = -value if self.metric == "rmse" else value
-        if self.config.keep == "last" or self._best is None or score > self._best[0]:
+        if self.config.keep == "last" or self._best is None or not score <= self._best[0]:
             state = {name: tensor.clone() for name, tensor in self.objective.student.state_dict().items()}
             self._best = (score, self.epoch, state)
 
-    @torch.no_grad()
-    def evaluate(self, examples: ExampleSource, batch_size: int = 512) -> float:
+    def evaluate(self, examples: ExampleSource) -> float:
         """Returns the student's accuracy (0 to 1) or root mean squared error; it is alone."""
-        self.objective.eval()
-        total, count = 0.0, 0
-        for batch in examples.batches(batch_size):
-            moved = batch.to(self._device)
-            logits = self.objective.predict(moved)
-            if self.metric == "rmse":
-                total += (logits.reshape(moved.labels.shape) - moved.labels).pow(2).sum().item()
-            else:
-                total += (logits.argmax(-1) == moved.labels).sum().item()  # never -100
-            count += num_tokens(moved.labels)
-        mean = total / count if count else math.nan
-        return math.sqrt(mean) if self.metric == "rmse" else mean
+        return evaluate(self.objective, examples, self.metric, self._device)
 
     def finish(self) -> dict[str, Any]:
         """Gives the student the weights that are the result and returns what they are worth."""
@@ -260,7 +250,7 @@ class StudentRun:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
             "epoch": self.epoch,
             "batches_done": self._batches_done,
             "last_valid": self.last_valid,
@@ -279,9 +269,10 @@ class StudentRun:
         self.objective.load_state_dict(state["objective"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if state["rng"] is not None:  # a worker that was not there before has its own seed
+            torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self._device)
         self.epoch = state["epoch"]
         self._batches_done = state["batches_done"]
         self.last_valid = state["last_valid"]
@@ -294,6 +285,13 @@ class _Size:
 
     rows: int
     tokens: float
+
+
+def _check_enough(num_examples: int, world_size: int) -> None:
+    if num_examples < world_size:
+        raise ValueError(
+            f"data.train: got {num_examples} examples, expected at least {world_size}, one a worker"
+        )
 
 
 def _losses_of(outcome: Outcome) -> dict[str, float]:

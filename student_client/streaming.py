@@ -13,7 +13,6 @@ import logging
 import queue
 import random
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.data
@@ -21,14 +20,22 @@ import torch
 
 from student_client.data import (
     Splits,
-    check_values,
     classes_of,
     examples_of,
     read_examples,
     split_rows,
 )
 from student_client.preparation import Preparation
-from student_client.reading import DataError, check_columns, csv_options, format_of, image_files, read_table
+from student_client.reading import (
+    DataError,
+    check_columns,
+    csv_options,
+    files_of,
+    format_of,
+    image_files,
+    read_table,
+)
+from student_client.row_checks import check_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,12 +106,7 @@ def open_dataset(source: str, config: DataConfig, order: random.Random | None) -
         return ray.data.from_items(
             [{config.image or "image": file, config.label: label} for file, label in pairs]
         )
-    path = Path(source)
-    suffixes = {"csv": (".csv",), "parquet": (".parquet", ".pq"), "jsonl": (".jsonl", ".ndjson", ".json")}
-    found = sorted(str(each) for each in path.rglob("*") if each.suffix in suffixes[kind])
-    names = found if path.is_dir() else [source]
-    if not names or not Path(names[0]).exists():
-        raise DataError(f"{source}: got nothing there, expected {kind} files")
+    names = files_of(source, kind)
     if order is not None:
         order.shuffle(names)
     if kind == "csv":

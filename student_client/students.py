@@ -84,7 +84,7 @@ def _from_factory(
         ) from None
     kwargs: dict[str, Any] = dict(config.kwargs)
     if config.num_classes_kwarg:
-        kwargs.setdefault(config.num_classes_kwarg, num_classes)
+        kwargs.setdefault(config.num_classes_kwarg, max(num_classes, 1))  # a number is one output
     try:
         student = factory(**kwargs)
     except TypeError as error:

@@ -8,12 +8,12 @@ import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Self
 
 __all__ = ["Tracker", "TrackingConfig"]
 
@@ -32,14 +32,33 @@ class TrackingConfig(BaseModel):
     experiment: str = Field(default="preceptor", description="The MLflow experiment.")
     tensorboard: bool = Field(default=False, description="Whether the folder gets TensorBoard's events.")
 
-    @model_validator(mode="after")
-    def _check_installed(self) -> Self:
+    @field_validator("mlflow")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        if uri is not None and urlsplit(uri).password is not None:
+            raise ValueError(
+                "got a URI with a password, which would be written to files; expected one without, and "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri
+
+    def check_installed(self) -> None:
+        """Makes sure that what metrics are sent with is there.
+
+        Raises:
+            ValueError: it is not; says how to get it.
+        """
         for wanted, package in ((self.mlflow, "mlflow"), (self.tensorboard, "tensorboardX")):
             if wanted and importlib.util.find_spec(package) is None:
                 raise ValueError(
-                    f"{package} is not installed; get it with: pip install 'preceptor[tracking]'"
+                    f"tracking: {package} is not installed; get it with: pip install 'preceptor[tracking]'"
                 )
-        return self
+
+    def resolved(self, folder: Path) -> TrackingConfig:
+        """Returns the same with a folder that does not depend on where a worker runs."""
+        if self.mlflow is None or "://" in self.mlflow:
+            return self
+        return self.model_copy(update={"mlflow": str(folder / self.mlflow)})
 
 
 class Tracker:

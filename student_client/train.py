@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 import torch
 import yaml
 from ray import train as ray_train
@@ -27,6 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from preceptor.local_ray import connected_ray
 from student_client.data_config import resolve_source
 from student_client.environment import environment
+from student_client.errors import DeadlineExceededError, TeacherUnavailableError
+from student_client.locks import LOCK_FILE, folder_lock
 from student_client.records import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -45,10 +48,12 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from student_client.config import TrainConfig
+    from student_client.errors import TeacherError
 
-__all__ = ["TrainError", "TrainResult", "check", "local_ray", "train"]
+__all__ = ["TrainError", "TrainResult", "check", "check_resources", "local_ray", "train"]
 
 _POLL_S = 0.2
+_JOB_PACKAGES = "working_dir_files"  # Ray's name for it
 _BARRIER_TIMEOUT_S = 600
 
 
@@ -72,8 +77,10 @@ class TrainResult:
 
 
 @contextlib.contextmanager
-def local_ray(num_cpus: int = 8) -> Iterator[None]:
+def local_ray(num_cpus: int = 8) -> Iterator[bool]:
     """Has Ray running while open: the one this process is in, that of `RAY_ADDRESS`, or one of its own.
+
+    Yields whether it is one of its own.
 
     Args:
         num_cpus: logical CPUs of a Ray that is started here.
@@ -81,32 +88,53 @@ def local_ray(num_cpus: int = 8) -> Iterator[None]:
     # Ray Train hands reports to its controller once a poll; the default of 2 s would dominate short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(_BARRIER_TIMEOUT_S))
-    with connected_ray(num_cpus):
-        yield
+    with connected_ray(num_cpus) as here:
+        yield here.is_own
 
 
 def train(
-    config: TrainConfig, *, fresh: bool = False, on_progress: Callable[[dict[str, Any]], None] | None = None
+    config: TrainConfig,
+    *,
+    fresh: bool = False,
+    checked: bool = False,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Runs a config to its end on the Ray this process is connected to (see `local_ray`).
 
     Args:
         config: of the run.
         fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed.
+        checked: whether `check` has passed it already.
         on_progress: called in this thread with each new line of the run's `metrics.jsonl`.
 
     Raises:
         ValueError: the data or the student are not what the config says.
         ResumeError: the folder holds another config's run.
-        TeacherError: the teacher does not say what it is.
+        FolderLockedError: another process trains this run.
+        TeacherError: the teacher does not say what it is, or was away for too long.
         TrainError: the run failed.
     """
-    check(config)
+    if not checked:
+        check(config)
     config = _resolved(config)
+    with folder_lock(config.folder, "another process trains this run; give this one another name"):
+        if fresh:
+            _clear(config.folder)
+        _check_same(config)
+        return _train(config, on_progress)
+
+
+def _clear(folder: Path) -> None:
+    """Deletes an earlier run, but not the lock that is held on its folder."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+
+
+def _train(config: TrainConfig, on_progress: Callable[[dict[str, Any]], None] | None) -> TrainResult:
     folder = config.folder
-    if fresh and folder.exists():
-        shutil.rmtree(folder)
-    _check_same(config)
     write_json(folder / "environment.json", environment())
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     metrics = folder / METRICS_FILE
@@ -121,7 +149,7 @@ def train(
         for line in lines if on_progress else ():
             on_progress(line)  # type: ignore[misc]
     if outcome[0] is not None:
-        raise TrainError(f"run {config.name}: {_first_cause(outcome[0])}") from outcome[0]
+        raise _error_of(config.name, outcome[0]) from outcome[0]
     facts = json.loads((folder / RESULT_FILE).read_text())
     return TrainResult(config.name, folder, {**facts, "seconds": time.monotonic() - start_s})
 
@@ -130,11 +158,38 @@ def check(config: TrainConfig) -> None:
     """Builds the run on this machine, so that a mistake is told before anything is started.
 
     Raises:
-        ValueError: the data or the student are not what the config says.
+        ValueError: the data or the student are not what the config says, or what it needs is not installed.
         TeacherError: the teacher does not say what it is.
     """
+    config.tracking.check_installed()
+    _check_output(config.output.resolve())
     with torch.random.fork_rng():
-        StudentRun(config).close()
+        StudentRun(config, world_size=config.worker_range[1]).close()
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Makes sure that the Ray this process is connected to, which does not grow, can run a run's workers.
+
+    Raises:
+        ValueError: it has too little of something.
+    """
+    there = ray.cluster_resources()
+    for name, value in _resources(config).items():
+        needed = value * config.worker_range[0]
+        if needed > there.get(name, 0):
+            raise ValueError(
+                f"num_workers, {name.lower()}s_per_worker: got {needed:g} {name}s in all, expected at most "
+                f"{there.get(name, 0):g}, which this Ray has"
+            )
+
+
+def _check_output(output: Path) -> None:
+    """Refuses the folder that a Ray job's package was unpacked to: Ray deletes it after the job."""
+    if any(part == _JOB_PACKAGES for part in output.parts):
+        raise ValueError(
+            f"output: got {output}, in the job's own package, which is deleted after it; expected an "
+            "absolute path that all nodes share, for example --set output=/shared/runs"
+        )
 
 
 def _check_same(config: TrainConfig) -> None:
@@ -167,6 +222,7 @@ def _resolved(config: TrainConfig) -> TrainConfig:
             "data": data.model_copy(update=absolute(data, "train", "valid", "test")),
             "student": student.model_copy(update=absolute(student, "pretrained", "tokenizer")),
             "python_path": tuple(folder.resolve() for folder in config.python_path),
+            "tracking": config.tracking.resolved(here),
         }
     )
 
@@ -184,8 +240,17 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
+    try:
+        _trainer(config).fit()
+    except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+        outcome.append(error)
+    else:
+        outcome.append(None)
+
+
+def _trainer(config: TrainConfig) -> TorchTrainer:
     fewest, most = config.worker_range
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         torch_config=_torch_config(config),
         train_loop_config={"config": config.model_dump_json()},
@@ -201,17 +266,14 @@ def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
-        outcome.append(error)
-    else:
-        outcome.append(None)
 
 
-def _first_cause(error: BaseException) -> str:
+def _error_of(name: str, error: BaseException) -> TrainError | TeacherError:
     """Returns the error of the first worker that failed, without Ray's wrapping."""
     failures = getattr(error, "worker_failures", None)
     cause = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
     inner = getattr(cause, "cause", None) or cause
-    return f"{type(inner).__name__}: {inner}"
+    message = f"run {name}: {type(inner).__name__}: {inner}"
+    # That the teacher is away may pass; the run goes on from its last checkpoint when it is started again.
+    away = (TeacherUnavailableError, DeadlineExceededError)
+    return TeacherUnavailableError(message) if isinstance(inner, away) else TrainError(message)

@@ -86,7 +86,7 @@ class _Watch:
         self._file = MetricsFile(self._folder)
         self._tracker = Tracker(run.config.tracking, self._folder)
         self._tracker.start(run.config.name, run.config.model_dump(mode="json"), run.step)
-        if run.step:
+        if not self._file.is_new:  # also of an earlier run that broke off before its first checkpoint
             self._file.write({"kind": "resumed", "step": run.step, "epoch": run.epoch})
 
     def step(self, losses: dict[str, float]) -> None:
@@ -171,20 +171,21 @@ def _train(run: StudentRun, watch: _Watch | None, rank: int, digest: str) -> Non
                 watch.step(losses)
             every = config.checkpoint_every_steps
             if every is not None and run.step % every == 0 and run.step % run.steps_per_epoch:
-                _report(run.state(), rank, digest, {"step": run.step})
+                _report(run, rank, digest)
         if watch is not None and steps:
             watch.epoch(steps)
         if run.epoch % config.checkpoint_every_epochs == 0 and run.epoch < config.epochs:
-            _report(run.state(), rank, digest, {"step": run.step})
-    last_state = run.state()  # `finish` puts the best weights in the student's place
-    facts = run.finish()
-    if watch is not None:
-        watch.finish(facts)
-    _report(last_state, rank, digest, facts)
-
-
-def _report(state: dict[str, Any], rank: int, digest: str, metrics: dict[str, Any]) -> None:
-    """Hands metrics and a checkpoint to Ray Train; a barrier for all workers."""
+            _report(run, rank, digest)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), state, digest, rank)
-        ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+        save_checkpoint(Path(folder), run.state(), digest, rank)
+        facts = run.finish()  # puts the best weights in the place of the last ones
+        if watch is not None:
+            watch.finish(facts)
+        ray_train.report(facts, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+
+def _report(run: StudentRun, rank: int, digest: str) -> None:
+    """Hands a checkpoint to Ray Train; a barrier for all workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), run.state(), digest, rank)
+        ray_train.report({"step": run.step}, checkpoint=ray_train.Checkpoint.from_directory(folder))

@@ -103,9 +103,11 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """Trains; see `transformers.Trainer.train`.
 
         Raises:
+            ValueError: there is an optimizer already, without the codec's parameters.
             TeacherError: the conversation failed; see `student_client.errors`.
         """
         self.talking.to(self.args.device)
+        self._check_optimizer()
         self.model.add_module(_SUBMODULE, self.talking)
         try:
             with self._hooks.on(self.model):
@@ -113,6 +115,15 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         finally:
             self.model._modules.pop(_SUBMODULE, None)  # noqa: SLF001 - as `delattr`, but never fails
             self.talking.talk.close()
+
+    def _check_optimizer(self) -> None:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if groups and not held.issuperset(map(id, self.talking.parameters())):
+            raise ValueError(
+                "optimizers: got an optimizer without the codec's parameters, expected none; "
+                "optimizer_cls_and_kwargs, or args.optim, says which is built"
+            )
 
     def compute_loss(
         self,
@@ -144,6 +155,11 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         if not self.model.training:
             prepared.pop(TEACHER_KEY, None)  # the student is alone
+        elif TEACHER_KEY not in prepared:
+            raise ValueError(
+                f"talking.teacher_inputs: got {self.talking_arguments.teacher_inputs!r}, which the data set "
+                f"lacks, expected columns of it (the model reads {sorted(prepared)})"
+            )
         return prepared
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -198,6 +214,11 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 def _check_arguments(trainer: TalkingTrainer) -> None:
     """Refuses what would not work, and sets what has to be set for it to work."""
     args = trainer.args
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"got {args.n_gpu} GPUs in one process, expected one; start a process for each with torchrun, or "
+            "set CUDA_VISIBLE_DEVICES"
+        )
     if trainer.model_init is not None:
         raise ValueError("model_init: got a function, expected `model`: the codec belongs to one model")
     if args.gradient_checkpointing:

@@ -38,23 +38,16 @@ class TeacherCollator:
         self.tokenizer = getattr(collator, "tokenizer", None)  # Trainer saves it
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Returns a batch.
-
-        Raises:
-            ValueError: the rows lack what the teacher reads.
-        """
+        """Returns a batch; without what the teacher reads if rows lack it, as they may where it is away."""
         rows = [dict(feature) for feature in features]
-        if isinstance(self._wanted, str):
-            if any(self._wanted not in row for row in rows):
-                raise ValueError(
-                    f"talking.teacher_inputs: got columns {sorted(rows[0])}, expected {self._wanted!r} too"
-                )
-            teacher: Any = [row.pop(self._wanted) for row in rows]
-        else:
-            teacher = {name: torch.as_tensor([row[name] for row in rows]) for name in self._wanted}
+        teacher: Any = None
+        if not isinstance(self._wanted, str):
+            if all(name in row for row in rows for name in self._wanted):
+                teacher = {name: torch.as_tensor([row[name] for row in rows]) for name in self._wanted}
+        elif all(self._wanted in row for row in rows):
+            teacher = [row.pop(self._wanted) for row in rows]
         batch = dict(self._collator(rows))
-        batch[TEACHER_KEY] = teacher
-        return batch
+        return batch if teacher is None else {**batch, TEACHER_KEY: teacher}
 
 
 class TalkingHooks:

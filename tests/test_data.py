@@ -58,7 +58,7 @@ def write_images(folder: Path) -> Path:
 def whole(path: Path, student: StudentConfig | None = None, **fields: Any) -> Batch:
     """Returns all rows of a source in its order, as one batch."""
     config = DataConfig(train=str(path), valid=str(path), test=str(path), **fields)
-    (batch,) = load_splits(config, 0, student).valid.batches(1000)
+    (batch,) = load_splits(config, student).valid.batches(1000)
     return batch
 
 
@@ -89,10 +89,11 @@ def test_a_folder_of_files_is_read_in_the_order_of_their_names(tmp_path: Path) -
 
 
 def test_splits_are_disjoint_whole_and_the_same_for_a_seed(tmp_path: Path) -> None:
-    config = DataConfig(train=str(write_rows(tmp_path / "t.csv")), features={"n": "int64"}, **TEXTS)
+    source = str(write_rows(tmp_path / "t.csv"))
+    config = DataConfig(train=source, split_seed=3, features={"n": "int64"}, **TEXTS)
     numbers = []
     for _ in range(2):
-        splits = load_splits(config, 3)
+        splits = load_splits(config)
         parts = (splits.train, splits.valid, splits.test)
         numbers.append([next(part.batches(100)).student["n"].tolist() for part in parts])
     assert numbers[0] == numbers[1]
@@ -160,14 +161,14 @@ def test_tags_stand_at_the_first_token_of_their_word(
 def test_batches_are_trimmed_to_their_longest_row(tmp_path: Path) -> None:
     rows = [{"text": "one", "label": "x"}, {"text": "one two three", "label": "y"}]
     path = str(write_rows(tmp_path / "t.csv", rows))
-    train = load_splits(DataConfig(train=path, valid=path, test=path, **TEXTS), 0).train
+    train = load_splits(DataConfig(train=path, valid=path, test=path, **TEXTS)).train
     assert sorted(batch.student["input_ids"].shape[1] for batch in train.batches(1)) == [1, 3]
 
 
 def test_workers_see_every_example_of_a_batch_once(tmp_path: Path) -> None:
     path = str(write_rows(tmp_path / "t.csv"))
     config = DataConfig(train=path, valid=path, test=path, task="classification", features={"n": "int64"})
-    examples = load_splits(config, seed=0).train
+    examples = load_splits(config).train
     batches = list(examples.shuffled(16, seed=1, epoch=0))
     shares = [list(examples.shuffled(16, seed=1, epoch=0, rank=rank, world_size=2)) for rank in range(2)]
     for batch, first, second in zip(batches, *shares, strict=True):
@@ -200,7 +201,7 @@ def test_a_wrong_table_is_told_by_file_column_and_row(tmp_path: Path, content: s
     path.write_text(content)
     config = DataConfig(train=str(path), task="classification", features={"ids": "int64"})
     with pytest.raises(DataError, match=message):
-        load_splits(config, seed=0)
+        load_splits(config)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -192,9 +192,13 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
     (kept / "mine.txt").touch()
     with pytest.raises(ExportError, match="exists already"):
         export_student(run, kept)
+    with pytest.raises(ExportError, match="is no export"):
+        export_student(run, kept, force=True)
     assert (kept / "mine.txt").exists()
-    export_student(run, kept, kind="safetensors", force=True)
-    assert not (kept / "mine.txt").exists()
+    (kept / "mine.txt").unlink()
+    for _ in range(2):
+        export_student(run, kept, kind="safetensors", force=True)
+    assert (kept / "model.safetensors").exists()
     for above in (run, tmp_path):
         with pytest.raises(ExportError, match="holds the run itself"):
             export_student(run, above, force=True)

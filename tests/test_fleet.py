@@ -11,8 +11,9 @@ from rich.console import Console
 from student_client.fleet import Fleet
 from student_client.fleet_config import FleetConfig
 from student_client.fleet_jobs import Job, JobRefusedError, JobServerError
-from student_client.fleet_state import FleetFiles, FleetLockedError, RunProgress
+from student_client.fleet_state import FleetFiles, RunProgress
 from student_client.fleet_table import facts, fleet_table, line
+from student_client.locks import FolderLockedError
 from student_client.records import METRICS_FILE, RESULT_FILE, MetricsFile
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def test_a_fresh_start_ends_the_jobs_before_it(tmp_path: Path) -> None:
 
 def test_only_one_process_runs_a_fleet(tmp_path: Path) -> None:
     cluster = Cluster(fleet_of(tmp_path))
-    with FleetFiles(cluster.config.folder).lock(), pytest.raises(FleetLockedError, match="another process"):
+    with FleetFiles(cluster.config.folder).lock(), pytest.raises(FolderLockedError, match="another process"):
         Fleet(cluster.config, cluster).run()
 
 

@@ -82,7 +82,6 @@ def test_status_needs_no_server(fleet_file: Path) -> None:
     [
         (("logs", "FLEET", "nobody"), "got 'nobody', expected one of a"),
         (("logs", "FLEET", "a"), "was not started yet"),
-        (("stop", "FLEET"), "--address: got none"),
         (("missing.yaml",), "can't be read"),
         (("status", "missing.yaml"), "can't be read"),
     ],

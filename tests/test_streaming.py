@@ -32,7 +32,7 @@ def open_stream(source: Path, **fields: Any) -> ExampleSource:
     path = str(source)
     content = {"task": "classification", "text": "text", "features": {"n": "int64"}, **fields}
     config = DataConfig(train=path, valid=path, test=path, stream=True, shuffle_rows=16, **content)
-    return load_splits(config, 0).train
+    return load_splits(config).train
 
 
 def numbers(batches: Iterator[Batch], name: str = "n") -> list[list[int]]:
@@ -79,7 +79,7 @@ def test_a_stream_has_the_rows_that_are_read_whole(tmp_path: Path, name: str) ->
         text="text",
         features={"n": "int64"},
     )
-    read = load_splits(config, 0).valid
+    read = load_splits(config).valid
     for got, expected in zip(stream.batches(15), read.batches(15), strict=True):
         assert got.teacher == expected.teacher
         assert torch.equal(got.labels, expected.labels)
@@ -114,8 +114,8 @@ def test_a_wrong_stream_is_told_by_file_and_value(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "t.csv", [*ROWS, {"text": "", "n": 40, "label": "odd"}])
     good = write_rows(tmp_path / "good.csv")
     fields: dict[str, Any] = {"valid": str(good), "test": str(good), "task": "classification", "stream": True}
-    stream = load_splits(DataConfig(train=str(source), text="text", **fields), 0).train
+    stream = load_splits(DataConfig(train=str(source), text="text", **fields)).train
     with pytest.raises(DataError, match=r"t\.csv.*got no value in \['text'\]"):
         list(stream.shuffled(8, seed=0, epoch=0))
     with pytest.raises(DataError, match=r"t\.csv: got columns .* expected \['missing'\]"):
-        load_splits(DataConfig(train=str(source), text="missing", **fields), 0)
+        load_splits(DataConfig(train=str(source), text="missing", **fields))

@@ -265,5 +265,7 @@ def test_a_data_set_without_the_teachers_column_is_told(
 ) -> None:
     trainer = trainer_of(model, folder, teacher, tmp_path)
     trainer.train_dataset = rows_of(folder).remove_columns("text")
-    with pytest.raises(ValueError, match=r"teacher_inputs: got columns .* expected 'text' too"):
+    with pytest.raises(ValueError, match="teacher_inputs: got 'text', which the data set lacks"):
         trainer.train()
+    trainer.eval_dataset = trainer.train_dataset
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1  # the student is alone there

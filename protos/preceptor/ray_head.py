@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OBJECT_STORE_BYTES = 1 << 30
+_CURRENT_CLUSTER = "ray_current_cluster"
 
 
 def main() -> None:
@@ -36,20 +37,27 @@ def main() -> None:
         "dashboard_port": None,  # the first free one from 8265
         "dashboard_agent_listen_port": None,  # a free one
     }
-    with _same_default_cluster():
-        cluster = Cluster(initialize_head=True, head_node_args=arguments, shutdown_at_exit=True)
-    sys.stdout.write(json.dumps({"address": cluster.address}) + "\n")
-    sys.stdout.flush()
-    sys.stdin.read()
-    with _same_default_cluster():
-        cluster.shutdown()
+    # Ray tells a job that its cluster is the one that a file in its folder names, or else any on the machine.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        with _same_default_cluster():
+            cluster = Cluster(
+                initialize_head=True,
+                head_node_args={**arguments, "temp_dir": folder},
+                shutdown_at_exit=True,
+            )
+        (Path(folder) / _CURRENT_CLUSTER).write_text(cluster.address)
+        sys.stdout.write(json.dumps({"address": cluster.address}) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+        with _same_default_cluster():
+            cluster.shutdown()
 
 
 @contextlib.contextmanager
 def _same_default_cluster() -> Iterator[None]:
     """Leaves the machine's default cluster, which `ray.init()` and `ray status` go to, what it was."""
     root = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    file = root / "ray" / "ray_current_cluster"
+    file = root / "ray" / _CURRENT_CLUSTER
     before = file.read_bytes() if file.exists() else None
     try:
         yield
