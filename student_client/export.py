@@ -89,10 +89,10 @@ def export_student(
     """
     if output.exists() and not force:
         raise ExportError(f"{output}: exists already; choose another folder or replace it with --force")
-    if output.exists() and not (output / CARD_FILE).is_file() and not _is_empty(output):
-        raise ExportError(f"{output}: is no export (it has no {CARD_FILE}); it is not replaced")
     if run.resolve().is_relative_to(output.resolve()):
         raise ExportError(f"{output}: holds the run itself, expected a folder that may be replaced")
+    if output.exists() and not (output / CARD_FILE).is_file() and not _is_empty(output):
+        raise ExportError(f"{output}: is no export (it has no {CARD_FILE}); it is not replaced")
     config, student = load_student(run)
     is_hugging_face = config.student.pretrained is not None
     if kind == "auto":

@@ -250,3 +250,41 @@ def test_sources_are_paths_only_where_they_look_like_it(tmp_path: Path) -> None:
     assert resolve_source("org/set", tmp_path) == "org/set"
     assert resolve_source("/x/t", tmp_path) == "/x/t"
     assert resolve_source("~/t", tmp_path) == str(Path.home() / "t")
+
+
+def test_a_class_number_that_stands_for_none_is_refused(tmp_path: Path) -> None:
+    import datasets  # noqa: PLC0415 - heavy
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {"text": ["x", "y"], "label": [1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=r"row 2, column 'label': got class -1, expected 0 to 1"):
+        whole(tmp_path / "set", **TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"words": "we are", "label": ["A", "B"]}, "column 'words': got 'we are', expected a list"),
+        ({"words": ["we", "are"], "label": "A B"}, "column 'label': got 'A B', expected a list"),
+        ({"words": ["we", "are"], "label": ["A"]}, r"got lists of lengths \[2, 1\], expected equal ones"),
+        ({"words": [], "label": []}, "expected a list with one a word"),
+    ],
+)
+def test_words_and_their_labels_are_lists_of_one_length(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [row])
+    with pytest.raises(DataError, match=rf"t\.jsonl, row 1, .*{message}"):
+        whole(path, task="tokens", words="words")
+
+
+def test_other_files_in_a_folder_and_capital_suffixes_disturb_nobody(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_rows(tmp_path / "set" / "part.parquet").rename(tmp_path / "set" / "PART.PARQUET")
+    (tmp_path / "set" / "README.md").write_text("what this is")
+    assert len(whole(tmp_path / "set", **TEXTS).labels) == len(ROWS)
+    write_rows(tmp_path / "t.csv").rename(tmp_path / "T.CSV")
+    assert len(whole(tmp_path / "T.CSV", **TEXTS).labels) == len(ROWS)

@@ -237,3 +237,17 @@ def test_plots_are_drawn_of_any_number_of_lines(tmp_path: Path) -> None:
         for draw in (draw_losses, draw_waiting):
             draw(read_metrics(tmp_path / METRICS_FILE), tmp_path / "plot.png")
             assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_of_one_word_make_a_program_for_any_length(tmp_path: Path) -> None:
+    run = ended_run(tmp_path, TEXT_STUDENT)
+    save_file(
+        {name: tensor[:, :1].contiguous() for name, tensor in load_file(run / EXAMPLE_FILE).items()},
+        run / EXAMPLE_FILE,
+    )
+    export_student(run, tmp_path / "exported")
+    program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    _, student = load_student(run)
+    inputs = more_inputs(run)
+    with torch.no_grad():
+        torch.testing.assert_close(program(**inputs), student(**inputs), rtol=1e-5, atol=1e-5)

@@ -46,6 +46,7 @@ class Cluster:
         self.printed: dict[str, str] = {}
         self.started: list[tuple[str, bool]] = []
         self.is_away = False
+        self.loses_answer = False
         self.refusal = ""
 
     def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
@@ -54,6 +55,8 @@ class Cluster:
             raise JobRefusedError(self.refusal)
         self.started.append((run, fresh))
         self.jobs[submission_id] = Job("running")
+        if self.loses_answer:
+            raise JobServerError("the connection was reset")
 
     def job(self, submission_id: str) -> Job:
         self._answer()
@@ -159,7 +162,10 @@ def test_a_changed_config_is_run_anew(tmp_path: Path) -> None:
     fleet.tick()
     assert states(Fleet(cluster.config, cluster)) == {"a": "done"}
     changed = fleet_of(tmp_path, students=[{"name": "a", "epochs": 3}])
-    assert states(Fleet(changed, cluster)) == {"a": "waiting"}
+    anew = Fleet(changed, cluster)
+    assert states(anew) == {"a": "waiting"}
+    anew.tick()
+    assert cluster.started == [("a", False), ("a", True)]  # its folder holds the other config's run
 
 
 def test_stopped_and_failed_students_are_resumed_when_asked(tmp_path: Path) -> None:
@@ -273,3 +279,60 @@ def test_progress_of_a_run_that_was_started_afresh_is_read_anew(tmp_path: Path) 
     (tmp_path / METRICS_FILE).unlink()
     file.write({"kind": "steps", "step": 1, "num_steps": 9, "losses": {"loss": 1.0}})
     assert progress.read().step == 1
+
+
+def test_a_job_whose_acceptance_was_not_heard_of_is_found_not_started_twice(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    cluster.loses_answer = True
+    with pytest.raises(JobServerError):
+        fleet.tick()
+    cluster.loses_answer = False
+    for each in (fleet, Fleet(cluster.config, cluster)):
+        each.tick()
+    assert cluster.started == [("a", True)]
+    cluster.end("a", "failed", -9)
+    fleet.tick()
+    fleet.tick()
+    assert cluster.started == [("a", True), ("a", False)]
+
+
+def test_a_job_that_was_never_taken_is_started_and_costs_no_attempt(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}], max_restarts=0))
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    cluster.is_away = True
+    for _ in range(3):
+        with pytest.raises(JobServerError):
+            fleet.tick()
+    cluster.is_away = False
+    fleet.tick()
+    fleet.tick()
+    assert cluster.started == [("a", True)]
+    assert fleet.views()[0].state.attempts == 1
+
+
+def test_whoever_runs_the_fleet_stops_the_students_that_others_ask_it_to(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, parallelism=1))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    FleetFiles(cluster.config.folder).ask_to_stop("a")
+    fleet.tick()
+    fleet.tick()
+    assert states(fleet) == {"a": "stopped", "b": "running", "c": "waiting"}
+    assert not FleetFiles(cluster.config.folder).is_asked_to_stop("a")
+
+
+def test_a_fresh_start_is_not_held_up_by_an_earlier_stop(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    FleetFiles(cluster.config.folder).ask_to_stop("a")
+    fleet = Fleet(cluster.config, cluster, fresh=True)
+    assert run_to_end(fleet, lambda _: cluster.end("a"))
+
+
+def test_logs_outlive_the_server(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    cluster.end("a", printed="all is well")
+    fleet.tick()
+    assert FleetFiles(cluster.config.folder).log("a").read_text() == "all is well"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from preceptor.cli import build
 from student_client.fleet import Fleet, view
 from student_client.fleet_config import FleetConfig
+from student_client.fleet_state import FleetFiles
 from tests.test_fleet import STUDENT, Cluster, fleet_of
 
 if TYPE_CHECKING:
@@ -99,3 +100,31 @@ def test_a_server_that_does_not_answer_is_an_error(fleet_file: Path) -> None:
     done = invoke(str(fleet_file), "--address", "http://127.0.0.1:1")
     assert done.exit_code == 1
     assert "job server http://127.0.0.1:1" in done.output
+
+
+def test_a_dotted_name_may_hold_fields(tmp_path: Path) -> None:
+    students = [{"name": "a", "student.kwargs": {"dim": 8}}]
+    (run,) = FleetConfig.of({"name": "f", "base": STUDENT, "students": students}, tmp_path).runs
+    assert run.student.kwargs == {"dim": 8}
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"base: .*missing\.yaml can't be read"):
+        FleetConfig.of({"name": "f", "base": "missing.yaml", "students": [{"name": "a"}]}, tmp_path)
+
+
+def test_stop_and_logs_need_no_server_where_none_is_left(fleet_file: Path) -> None:
+    config = FleetConfig.load(fleet_file)
+    cluster = Cluster(config)
+    fleet = Fleet(config, cluster)
+    fleet.tick()
+    cluster.end("a", "failed", -9, printed="the last words")
+    fleet.tick()
+    assert invoke("stop", str(fleet_file)).exit_code == 2  # it runs again, somewhere
+    cluster.end("a", printed="the very last words")
+    fleet.tick()
+    assert invoke("stop", str(fleet_file)).exit_code == 0
+    assert "the very last words" in invoke("logs", str(fleet_file), "a").stdout
+    with FleetFiles(config.folder).lock():
+        done = invoke("stop", str(fleet_file), "a")
+    assert "asked whoever runs the fleet to stop a" in done.output

@@ -145,3 +145,23 @@ def test_a_resumption_takes_back_what_came_after_its_checkpoint(tmp_path: Path) 
     file.write({"kind": "steps", "step": 2})
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
     assert [line["kind"] for line in read_new_lines(path, 0)[0]] == ["steps"] * 3 + ["resumed", "steps"]
+
+
+def test_a_worker_that_joins_later_keeps_its_own_random_numbers(
+    table: Path, row_server: ToyServer, tmp_path: Path
+) -> None:
+    config = silent_config(table, row_server)
+    digest = config_digest(config)
+    runs = [StudentRun(config, rank=rank, world_size=2) for rank in range(2)]
+    save_checkpoint(tmp_path, runs[0].state(), digest, rank=0)
+    own = torch.get_rng_state()
+    runs[1].load_state(load_checkpoint(tmp_path, digest, rank=1))
+    assert torch.equal(torch.get_rng_state(), own)
+    torch.manual_seed(7)
+    save_checkpoint(tmp_path, runs[1].state(), digest, rank=1)
+    expected = torch.get_rng_state()
+    torch.manual_seed(8)
+    runs[1].load_state(load_checkpoint(tmp_path, digest, rank=1))
+    assert torch.equal(torch.get_rng_state(), expected)
+    for run in runs:
+        run.close()

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from student_client.config import TrainConfig
+from student_client.data import Batch
+from student_client.preparation import IGNORED
 from student_client.run import StudentRun
 from student_client.student_config import StudentConfig
 from student_client.students import build_student, logits_of
@@ -272,3 +274,34 @@ def test_only_models_that_can_are_checkpointed() -> None:
     )
     with pytest.raises(ValueError, match=r"student\.gradient_checkpointing: got true for a ToyStudent"):
         build_student(config, num_classes=2)
+
+
+def test_rows_without_labels_teach_nothing_and_break_nothing(
+    texts: Path, teacher: ToyServer, folder: Path
+) -> None:
+    data = {"task": "tokens", "text": None, "words": "words", "label": "tags", "vocab_size": 64}
+    run = run_of(texts, teacher, {"pretrained": str(folder), **BERT}, data=data, losses={"task": 1.0})
+    batch = run.splits.train.example(4)
+    unlabelled = Batch(batch.student, batch.teacher, torch.full_like(batch.labels, IGNORED))
+    outcome = run.objective.train()(unlabelled)
+    torch.autograd.backward(outcome.loss)
+    assert float(outcome.loss.detach()) == 0
+    gradients = [p.grad for p in run.objective.student.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+    run.close()
+
+
+def test_a_student_that_can_not_read_its_inputs_is_told_before_anything_starts(
+    texts: Path, teacher: ToyServer
+) -> None:
+    narrow = {
+        "factory": "student_client.students:TextStudent",
+        "kwargs": {"dim": 16, "vocab_size": 4},
+        "num_classes_kwarg": "num_classes",
+        "lower": "blocks.0",
+        "upper": "blocks.1",
+        "mask": "attention_mask",
+    }
+    with pytest.raises(ValueError, match="student: its forward pass failed on the first examples"):
+        run_of(texts, teacher, narrow)

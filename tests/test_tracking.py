@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -12,8 +13,6 @@ from student_client.tracking import Tracker, TrackingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 STEPS = {
     "kind": "steps",
@@ -112,3 +111,14 @@ def test_nothing_is_tracked_unless_asked(tmp_path: Path) -> None:
     tracker.log(STEPS)
     tracker.finish({})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_passwords_stay_out_of_configs() -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
+        TrackingConfig(mlflow="https://me:secret@mlflow.example")
+
+
+def test_a_folder_of_mlflow_does_not_depend_on_where_a_worker_runs(tmp_path: Path) -> None:
+    assert TrackingConfig(mlflow="mlruns").resolved(tmp_path).mlflow == str(tmp_path / "mlruns")
+    uri = TrackingConfig(mlflow="https://mlflow.example")
+    assert uri.resolved(tmp_path) == uri

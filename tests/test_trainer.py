@@ -269,3 +269,12 @@ def test_a_data_set_without_the_teachers_column_is_told(
         trainer.train()
     trainer.eval_dataset = trainer.train_dataset
     assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1  # the student is alone there
+
+
+def test_an_optimizer_that_would_leave_the_codec_alone_is_refused(
+    model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
+) -> None:
+    trainer = trainer_of(model, folder, teacher, tmp_path)
+    trainer.optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="optimizers: got an optimizer without the codec's parameters"):
+        trainer.train()

@@ -1,0 +1,51 @@
+"""What a job server's answers mean; real jobs are in test_fleet_serve.py."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+
+from student_client.fleet_config import JobSettings
+from student_client.fleet_jobs import JobRefusedError, JobServerError, RayJobs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A job server that answers every question about jobs with one status."""
+
+    status = 404
+
+    def do_GET(self) -> None:
+        is_version = self.path == "/api/version"
+        facts = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"}
+        self.send_response(200 if is_version else self.status)
+        self.end_headers()
+        self.wfile.write(json.dumps(facts).encode() if is_version else b"no such luck")
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize("status", [404, 400, 500, 503])
+def test_only_a_server_that_knows_of_no_such_job_means_that_it_is_gone(
+    tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answering, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        jobs = RayJobs(f"http://127.0.0.1:{server.server_port}", JobSettings(), tmp_path)
+        if status == 404:
+            assert jobs.job("job-500").status == "gone"
+        else:
+            message = f"job job-404: .*status code {status}: no such luck"
+            with pytest.raises(JobServerError, match=message) as told:
+                jobs.job("job-404")
+            assert isinstance(told.value, JobRefusedError) == (status == 400)
+        server.shutdown()
