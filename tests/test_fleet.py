@@ -3,86 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 
 from student_client.fleet import Fleet
-from student_client.fleet_config import FleetConfig
-from student_client.fleet_jobs import Job, JobRefusedError, JobServerError
+from student_client.fleet_jobs import JobServerError
 from student_client.fleet_state import FleetFiles, RunProgress
 from student_client.fleet_table import facts, fleet_table, line
 from student_client.locks import FolderLockedError
 from student_client.records import METRICS_FILE, RESULT_FILE, MetricsFile
+from tests.toy_jobs import Cluster, fleet_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-STUDENT = {
-    "student": {"factory": "tests.toy_student:ToyStudent"},
-    "data": {"task": "classification", "features": {"ids": "int64"}, "train": "t.csv"},
-}
-
-
-def fleet_of(folder: Path, **changes: Any) -> FleetConfig:
-    content = {
-        "name": "test",
-        "output": str(folder / "out"),
-        "base": STUDENT,
-        "students": [{"name": name} for name in "abc"],
-        **changes,
-    }
-    return FleetConfig.of(content, folder)
-
-
-class Cluster:
-    """Jobs that run until a test ends them."""
-
-    def __init__(self, config: FleetConfig) -> None:
-        self.config = config
-        self.jobs: dict[str, Job] = {}
-        self.printed: dict[str, str] = {}
-        self.started: list[tuple[str, bool]] = []
-        self.is_away = False
-        self.loses_answer = False
-        self.refusal = ""
-
-    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
-        self._answer()
-        if self.refusal:
-            raise JobRefusedError(self.refusal)
-        self.started.append((run, fresh))
-        self.jobs[submission_id] = Job("running")
-        if self.loses_answer:
-            raise JobServerError("the connection was reset")
-
-    def job(self, submission_id: str) -> Job:
-        self._answer()
-        return self.jobs.get(submission_id, Job("gone"))
-
-    def stop(self, submission_id: str) -> None:
-        self.jobs[submission_id] = Job("stopped")
-
-    def logs(self, submission_id: str) -> str:
-        return self.printed.get(submission_id, "")
-
-    def _answer(self) -> None:
-        if self.is_away:
-            raise JobServerError("nobody is there")
-
-    def end(self, run: str, status: Any = "succeeded", exit_code: int | None = 0, printed: str = "") -> None:
-        """Ends the running job of a student."""
-        (number,) = (
-            number for number, job in self.jobs.items() if f"-{run}-" in number and job.status == "running"
-        )
-        self.jobs[number] = Job(status, exit_code)
-        self.printed[number] = printed
-
-    @property
-    def running(self) -> list[str]:
-        return sorted(number.split("-")[1] for number, job in self.jobs.items() if job.status == "running")
 
 
 def states(fleet: Fleet) -> dict[str, str]:

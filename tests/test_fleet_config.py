@@ -13,7 +13,7 @@ from preceptor.cli import build
 from student_client.fleet import Fleet, view
 from student_client.fleet_config import FleetConfig
 from student_client.fleet_state import FleetFiles
-from tests.test_fleet import STUDENT, Cluster, fleet_of
+from tests.toy_jobs import STUDENT, Cluster, fleet_of
 
 if TYPE_CHECKING:
     from pathlib import Path

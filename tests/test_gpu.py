@@ -14,8 +14,9 @@ from student_client.run import StudentRun
 from tests.local_talk import assert_close, gradients_of, loss_of
 from tests.test_shares import silent_config, weights_of
 from tests.test_train_run import losses_of, row_server, table
-from tests.test_trainer import folder, fresh_model, logged, teacher, trainer_of
+from tests.test_trainer import fresh_model, logged, trainer_of
 from tests.test_workers import SILENT, trained
+from tests.tiny_bert import folder, teacher
 from tests.toy import STUDENT_DIM
 from tests.toy_frames import ids
 from tests.toy_student import row_config

@@ -15,35 +15,18 @@ from student_client.run import StudentRun
 from student_client.student_config import StudentConfig
 from student_client.students import build_student, logits_of
 from student_client.taps import Taps
-from tests.tiny_models import load_from, save_tiny
-from tests.toy_server import ToyServer
+from tests.tiny_bert import folder, teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.toy_server import ToyServer
+
+__all__ = ["folder", "teacher"]
 
 WORDS = ("a", "b", "c", "d", "teacher", "reads")
 BERT = {"lower": "bert.encoder.layer.0", "upper": "bert.encoder.layer.2", "mask": "attention_mask"}
 LOSSES = {"task": 1.0, "interact": 0.5, "grounded": 0.5, "message": 0.2, "state": 0.1}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    save_tiny(folder, "classifier")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def teacher(folder: Path) -> Iterator[ToyServer]:
-    from services.teacher.config import ServiceConfig  # noqa: PLC0415
-
-    model = {"family": "encoder", "path": str(folder)}
-    config = ServiceConfig.model_validate({"name": "bert", "model": model})
-    server = ToyServer(load_from(folder, "encoder"), config)
-    server.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -14,38 +14,20 @@ from student_client.config import LossWeights, TalkConfig, TrainConfig
 from student_client.data import Batch
 from student_client.objective import build_objective
 from student_client.trainer import TalkingArguments, TalkingTrainer
-from tests.tiny_models import SIZES, load_from, save_tiny
-from tests.toy_server import ToyServer
+from tests.tiny_bert import folder, teacher
+from tests.tiny_models import SIZES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.toy_server import ToyServer
+
+__all__ = ["folder", "teacher"]
 
 TEXTS = ["a teacher reads", "b", "a b c d", "d c b a d", "c c", "teacher a", "reads b b", "d"]
 LOWER, UPPER = "bert.encoder.layer.0", "bert.encoder.layer.1"
 WEIGHTS = LossWeights(interact=1.0, message=0.3, state=0.2, grounded=0.5)
 TALK = TalkConfig.model_validate({"codec": {"message_dim": 4, "message_len": 2}, "reading": "beside"})
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT with its tokenizer: the student's start, and the teacher."""
-    folder = tmp_path_factory.mktemp("bert")
-    save_tiny(folder, "classifier")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def teacher(folder: Path) -> Iterator[ToyServer]:
-    from services.teacher.config import ServiceConfig  # noqa: PLC0415
-
-    config = ServiceConfig.model_validate(
-        {"name": "bert", "model": {"family": "encoder", "path": str(folder)}}
-    )
-    server = ToyServer(load_from(folder, "encoder"), config)
-    server.start()
-    yield server
-    server.close()
 
 
 @pytest.fixture
