@@ -133,17 +133,35 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Adds the losses that need the teacher, where the model is trained."""
+        # `training_step` takes a loss that was told of all parts' labels for a share of the whole already.
+        of_all_parts = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+        is_mean = of_all_parts and self._is_mean_of_rows(inputs)
         loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            model,
+            inputs,
+            return_outputs=True,
+            num_items_in_batch=None if is_mean else num_items_in_batch,
         )
+        num_parts = self.current_gradient_accumulation_steps
+        if is_mean:
+            loss = loss / num_parts
         extra = outputs.get("talking_loss") if isinstance(outputs, dict) else None
         if extra is not None:
-            # The task's loss may be scaled for accumulation already; ours is a mean over this part.
-            of_all_parts = num_items_in_batch is not None and self.model_accepts_loss_kwargs
             if of_all_parts or self.compute_loss_func is not None:
-                extra = extra / self.current_gradient_accumulation_steps
+                extra = extra / num_parts  # ours is a mean over this part
             loss = self.talking_arguments.losses.task * loss + extra
         return (loss, outputs) if return_outputs else loss
+
+    def _is_mean_of_rows(self, inputs: dict[str, Any]) -> bool:
+        """Whether the model's loss is a mean over this part, whatever it is told of the number of labels.
+
+        Such are the losses of transformers' models for one label a row. Trainer adds them up over parts and
+        processes all the same: that would weigh the task more than what is said of it.
+        """
+        labels = inputs.get("labels")
+        of_the_model = self.compute_loss_func is None and self.label_smoother is None
+        says_so = getattr(self.accelerator.unwrap_model(self.model), "accepts_loss_kwargs", False)
+        return of_the_model and not says_so and labels is not None and labels.ndim < 2  # noqa: PLR2004
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the parts of the training loss too, `loss_interact` and so on, unweighted."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import ModelOutput
 
 from student_client.students import logits_of
 
@@ -123,7 +126,19 @@ class TalkingHooks:
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
         self._num_passes += 1
-        output["talking_loss"] = torch.stack(
-            [self._weights[name] * value for name, value in parts.items()]
-        ).sum()
-        return output
+        loss = torch.stack([self._weights[name] * value for name, value in parts.items()]).sum()
+        if isinstance(output, ModelOutput):
+            kind: Any = type(output)
+            return _with_loss(kind)(**output, talking_loss=loss)
+        return {**output, "talking_loss": loss}
+
+
+@functools.cache
+def _with_loss(kind: type) -> Any:
+    """Returns an output class of transformers with one more field.
+
+    A key that the class does not know would be lost, or refused, where data-parallel wrappers take an output
+    apart and build it anew.
+    """
+    field = ("talking_loss", "torch.Tensor | None", None)
+    return dataclasses.make_dataclass(f"Talking{kind.__name__}", [field], bases=(kind,))

@@ -109,7 +109,7 @@ def test_the_trainer_on_a_gpu_learns_what_it_learns_on_the_cpu(
     losses = []
     for number, device in enumerate(({"use_cpu": True}, {"use_cpu": False, **precision})):
         model = fresh_model()
-        trainer = trainer_of(model, folder, teacher, tmp_path / str(number), **device)
+        trainer = trainer_of(model, folder, teacher.address, tmp_path / str(number), **device)
         trainer.train()
         losses.append(logged(trainer, "loss"))
     assert losses[1] == pytest.approx(losses[0], rel=0.05 if precision else 1e-3)

@@ -20,6 +20,7 @@ from student_client.records import (
 )
 from student_client.run import StudentRun
 from student_client.students import build_student
+from student_client.train import check
 from tests.toy import NUM_IDS
 from tests.toy_server import ToyServer
 from tests.toy_student import row_config
@@ -237,3 +238,11 @@ def test_unknown_arguments_of_a_factory_are_named(table: Path) -> None:
     student = make_config(table, None).student.model_copy(update={"kwargs": {"widht": 3}})
     with pytest.raises(ValueError, match="widht"):
         build_student(student, num_classes=2)
+
+
+def test_what_a_run_can_not_be_is_told_before_anything_starts(table: Path) -> None:
+    with pytest.raises(ValueError, match="got 48 examples, expected at least 49, one a worker"):
+        StudentRun(make_config(table, None, batch_size=64), world_size=49)
+    package = table.parent / "working_dir_files" / "_ray_pkg_1" / "out"
+    with pytest.raises(ValueError, match=r"output: got .* which is deleted after it"):
+        check(make_config(table, None, output=package))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -18,12 +21,11 @@ from tests.tiny_bert import folder, teacher
 from tests.tiny_models import SIZES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.toy_server import ToyServer
 
 __all__ = ["folder", "teacher"]
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["a teacher reads", "b", "a b c d", "d c b a d", "c c", "teacher a", "reads b b", "d"]
 LOWER, UPPER = "bert.encoder.layer.0", "bert.encoder.layer.1"
 WEIGHTS = LossWeights(interact=1.0, message=0.3, state=0.2, grounded=0.5)
@@ -52,7 +54,7 @@ def rows_of(folder: Path) -> datasets.Dataset:
 
 
 def trainer_of(
-    model: Any, folder: Path, teacher: ToyServer, out: Path, *, weights: LossWeights = WEIGHTS, **args: Any
+    model: Any, folder: Path, address: str, out: Path, *, weights: LossWeights = WEIGHTS, **args: Any
 ) -> TalkingTrainer:
     settings: dict[str, Any] = {
         "output_dir": str(out),
@@ -75,7 +77,7 @@ def trainer_of(
         compute_metrics=lambda seen: {
             "accuracy": float((seen.predictions.argmax(-1) == seen.label_ids).mean())
         },
-        teacher=teacher.address,
+        teacher=address,
         talking=TalkingArguments(lower=LOWER, upper=UPPER, losses=weights, talk=TALK),
     )
 
@@ -92,7 +94,7 @@ def test_it_trains_model_and_codec_and_leaves_the_model_alone(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
 ) -> None:
     names = set(dict(model.named_parameters()))
-    trainer = trainer_of(model, folder, teacher, tmp_path, max_steps=12)
+    trainer = trainer_of(model, folder, teacher.address, tmp_path, max_steps=12)
     before = {name: p.detach().clone() for name, p in trainer.talking.named_parameters()}
     trainer.train()
     losses = logged(trainer, "loss")
@@ -108,7 +110,7 @@ def test_it_trains_model_and_codec_and_leaves_the_model_alone(
 def test_its_loss_and_gradients_are_those_of_the_other_ways(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(model, folder, teacher, tmp_path, max_steps=1, per_device_train_batch_size=8)
+    trainer = trainer_of(model, folder, teacher.address, tmp_path, max_steps=1, per_device_train_batch_size=8)
     config = TrainConfig.model_validate(
         {
             "name": "same",
@@ -146,7 +148,7 @@ def test_its_loss_and_gradients_are_those_of_the_other_ways(
 def test_the_trainers_own_switches_work(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path, args: dict[str, Any]
 ) -> None:
-    trainer = trainer_of(model, folder, teacher, tmp_path, max_steps=16, **args)
+    trainer = trainer_of(model, folder, teacher.address, tmp_path, max_steps=16, **args)
     before = {name: p.detach().clone() for name, p in trainer.talking.named_parameters()}
     trainer.train()
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
@@ -172,7 +174,7 @@ def test_accumulation_and_checkpointing_change_nothing(
         trainer = trainer_of(
             model,
             folder,
-            teacher,
+            teacher.address,
             tmp_path,
             max_steps=1,
             optim="sgd",
@@ -180,7 +182,8 @@ def test_accumulation_and_checkpointing_change_nothing(
             **args,
         )
         trainer.train()
-        seen.append(torch.cat([p.detach().flatten() for p in trainer.talking.parameters()]))
+        trained = (*trainer.talking.parameters(), *trainer.model.parameters())
+        seen.append(torch.cat([p.detach().flatten() for p in trained]))
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(seen[2], seen[0], rtol=1e-3, atol=1e-5)
 
@@ -188,7 +191,9 @@ def test_accumulation_and_checkpointing_change_nothing(
 def test_a_checkpoint_holds_the_student_alone_and_a_resumed_run_goes_on(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(model, folder, teacher, tmp_path, save_strategy="steps", save_steps=2, max_steps=4)
+    trainer = trainer_of(
+        model, folder, teacher.address, tmp_path, save_strategy="steps", save_steps=2, max_steps=4
+    )
     trainer.train()
     saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert not any("talk" in name for name in saved)
@@ -198,7 +203,7 @@ def test_a_checkpoint_holds_the_student_alone_and_a_resumed_run_goes_on(
     again = trainer_of(
         transformers.BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2"),
         folder,
-        teacher,
+        teacher.address,
         tmp_path,
         save_strategy="steps",
         save_steps=2,
@@ -217,7 +222,7 @@ def test_a_model_with_adapters_learns(model: Any, folder: Path, teacher: ToyServ
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(r=2, target_modules=["query", "value"], modules_to_save=["classifier"])
     )
-    trainer = trainer_of(adapted, folder, teacher, tmp_path, max_steps=12, learning_rate=1e-2)
+    trainer = trainer_of(adapted, folder, teacher.address, tmp_path, max_steps=12, learning_rate=1e-2)
     trainer.train()
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
     moved = [name for name, p in adapted.named_parameters() if p.requires_grad]
@@ -239,13 +244,13 @@ def test_what_would_not_work_is_refused(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path, args: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        trainer_of(model, folder, teacher, tmp_path, **args)
+        trainer_of(model, folder, teacher.address, tmp_path, **args)
 
 
 def test_a_data_set_without_the_teachers_column_is_told(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(model, folder, teacher, tmp_path)
+    trainer = trainer_of(model, folder, teacher.address, tmp_path)
     trainer.train_dataset = rows_of(folder).remove_columns("text")
     with pytest.raises(ValueError, match="teacher_inputs: got 'text', which the data set lacks"):
         trainer.train()
@@ -256,7 +261,50 @@ def test_a_data_set_without_the_teachers_column_is_told(
 def test_an_optimizer_that_would_leave_the_codec_alone_is_refused(
     model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(model, folder, teacher, tmp_path)
+    trainer = trainer_of(model, folder, teacher.address, tmp_path)
     trainer.optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match="optimizers: got an optimizer without the codec's parameters"):
         trainer.train()
+
+
+def test_two_processes_learn_what_one_learns(folder: Path, teacher: ToyServer, tmp_path: Path) -> None:
+    learnt = []
+    for num_processes in (1, 2):
+        out = tmp_path / str(num_processes)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+        arguments = [str(folder), teacher.address, str(out), str(len(TEXTS) // num_processes)]
+        command = [sys.executable, *launcher, "-m", "tests.trainer_process", *arguments]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=240)
+        learnt.append(torch.load(out / "learnt.pt", weights_only=True))
+    one, two = learnt
+    assert any(name.startswith("talking.") for name in one)
+    for name, expected in one.items():
+        # A key's bias has no gradient but for rounding.
+        torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-12, msg=name)
+    untrained = fresh_model().state_dict()
+    assert any(not torch.equal(one[name], untrained[name]) for name in untrained)
+
+
+def test_the_best_checkpoint_is_loaded_and_losses_are_reported_as_ever(
+    model: Any, folder: Path, teacher: ToyServer, tmp_path: Path
+) -> None:
+    every: dict[str, Any] = dict.fromkeys(("eval_strategy", "save_strategy"), "steps") | {
+        "eval_steps": 1,
+        "save_steps": 1,
+    }
+    trainer = trainer_of(
+        model,
+        folder,
+        teacher.address,
+        tmp_path,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        report_to=["tensorboard"],
+        **every,
+    )
+    trainer.train()
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert all(torch.equal(trainer.model.state_dict()[name], best[name]) for name in best)
+    (events,) = (path for path in tmp_path.rglob("events.out.tfevents*") if path.stat().st_size)
+    content = events.read_bytes()
+    assert all(name in content for name in (b"train/loss_interact", b"eval/accuracy"))

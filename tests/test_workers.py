@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from benchmarks.ddp import last_state, worst_difference
+from services.teacher.families import load_teacher
+from student_client.config import TeacherConfig
+from student_client.errors import TeacherUnavailableError
+from student_client.locks import FolderLockedError, folder_lock
+from student_client.records import METRICS_FILE, read_metrics
 from tests.test_serve import free_port, make_config, table
+from tests.toy_server import ToyServer
 from tests.toy_student import row_config
 
 if TYPE_CHECKING:
@@ -100,3 +106,52 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever(
     run = trained(table, address, "hang", student=hanging, num_workers=2, peer_timeout_s=12)
     assert marker.exists()
     assert worst_difference(last_state(run.folder), last_state(one.folder)) <= 1e-5
+
+
+def test_an_attempt_that_broke_before_its_first_checkpoint_leaves_no_trace_in_the_metrics(
+    address: str, table: Path, tmp_path: Path
+) -> None:
+    crashing = {
+        "factory": "tests.toy_student:CrashingStudent",
+        "kwargs": {"marker": str(tmp_path / "crashed"), "at_step": 3},
+    }
+    run = trained(table, address, "early", student=crashing, log_every_steps=1, checkpoint_every_epochs=2)
+    lines = read_metrics(run.folder / METRICS_FILE)
+    steps = [line["step"] for line in lines if line["kind"] == "steps"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_more_than_a_fixed_ray_has_is_told_not_waited_for(address: str, table: Path) -> None:
+    from student_client.train import check_resources  # noqa: PLC0415
+
+    with pytest.raises(ValueError, match="cpus_per_worker: got 9 CPUs in all, expected at most 8"):
+        check_resources(make_config(table, address, num_workers=18, batch_size=18))
+
+
+def test_a_teacher_that_leaves_in_mid_run_is_told_as_such_and_the_run_goes_on_later(
+    address: str, table: Path, tmp_path: Path
+) -> None:
+    from student_client.train import train  # noqa: PLC0415
+
+    config = row_config(tmp_path)
+    teacher = load_teacher(config, torch.device("cpu"), torch.float32)
+    server = ToyServer(teacher, config)
+    server.start()
+    options = {"connect_timeout_s": 1, "answer_timeout_s": 1, "deadline_s": 2}
+    run = make_config(
+        table,
+        server.address,
+        name="leaving",
+        teacher={"address": server.address, "options": options},
+        log_every_steps=1,
+        max_failures=0,
+    )
+    with pytest.raises(TeacherUnavailableError, match="run leaving"):
+        train(run, on_progress=lambda _: server.close())
+    message = "another process trains this run"
+    with folder_lock(run.folder, "not now"), pytest.raises(FolderLockedError, match=message):
+        train(run, checked=True)
+    back = run.model_copy(update={"teacher": TeacherConfig(address=address)})
+    undisturbed = train(back.model_copy(update={"name": "never-left"}))
+    assert train(back).facts["num_steps"] == undisturbed.facts["num_steps"]
+    assert worst_difference(last_state(back.folder), last_state(undisturbed.folder)) <= 1e-5
