@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -21,11 +18,12 @@ from tests.tiny_bert import folder, teacher
 from tests.tiny_models import SIZES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.toy_server import ToyServer
 
 __all__ = ["folder", "teacher"]
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ["a teacher reads", "b", "a b c d", "d c b a d", "c c", "teacher a", "reads b b", "d"]
 LOWER, UPPER = "bert.encoder.layer.0", "bert.encoder.layer.1"
 WEIGHTS = LossWeights(interact=1.0, message=0.3, state=0.2, grounded=0.5)
@@ -265,24 +263,6 @@ def test_an_optimizer_that_would_leave_the_codec_alone_is_refused(
     trainer.optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match="optimizers: got an optimizer without the codec's parameters"):
         trainer.train()
-
-
-def test_two_processes_learn_what_one_learns(folder: Path, teacher: ToyServer, tmp_path: Path) -> None:
-    learnt = []
-    for num_processes in (1, 2):
-        out = tmp_path / str(num_processes)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-        arguments = [str(folder), teacher.address, str(out), str(len(TEXTS) // num_processes)]
-        command = [sys.executable, *launcher, "-m", "tests.trainer_process", *arguments]
-        subprocess.run(command, check=True, cwd=ROOT, timeout=240)
-        learnt.append(torch.load(out / "learnt.pt", weights_only=True))
-    one, two = learnt
-    assert any(name.startswith("talking.") for name in one)
-    for name, expected in one.items():
-        # A key's bias has no gradient but for rounding.
-        torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-12, msg=name)
-    untrained = fresh_model().state_dict()
-    assert any(not torch.equal(one[name], untrained[name]) for name in untrained)
 
 
 def test_the_best_checkpoint_is_loaded_and_losses_are_reported_as_ever(
