@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from preceptor.cli import (
+    EXIT_BUSY,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
@@ -89,7 +90,9 @@ def train(
         fail(str(error), EXIT_USAGE)
     except TeacherUnavailableError as error:
         fail(str(error), EXIT_UNREACHABLE)
-    except (TrainError, TeacherError, FolderLockedError) as error:
+    except FolderLockedError as error:
+        fail(str(error), EXIT_BUSY)
+    except (TrainError, TeacherError) as error:
         fail(str(error))
     except OSError as error:  # the output, or Ray at RAY_ADDRESS
         fail(f"{type(error).__name__}: {error}")
@@ -101,9 +104,10 @@ def train(
 
 def _run(settings: TrainConfig, *, fresh: bool) -> TrainResult:
     """Trains with a progress bar; mistakes are told before Ray is started, if it can be told without."""
-    from student_client.train import check, check_resources, local_ray
+    from student_client.train import check, check_folder, check_resources, local_ray
     from student_client.train import train as run_training
 
+    check_folder(settings, fresh=fresh)
     if not settings.data.stream:
         check(settings)
     with local_ray() as is_own, _progress(settings) as progress:

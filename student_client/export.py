@@ -26,6 +26,7 @@ from student_client.records import (
     RESULT_FILE,
     STUDENT_FACTS_FILE,
     STUDENT_FILE,
+    as_any_file,
     write_json,
 )
 from student_client.students import build_student, logits_of
@@ -111,6 +112,8 @@ def export_student(
         else:
             _write_onnx(folder, student, example)
         card = model_card(run, config, student, example, kind)
+        for path in folder.rglob("*.safetensors"):
+            as_any_file(path)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         if output.exists():
             shutil.rmtree(output)

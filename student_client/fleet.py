@@ -19,7 +19,7 @@ from student_client.fleet_state import FleetFiles, Progress, RunProgress, Studen
 from student_client.records import config_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from student_client.config import TrainConfig
     from student_client.fleet_config import FleetConfig
@@ -50,6 +50,7 @@ class Fleet:
         config: of the fleet.
         jobs: where they run.
         fresh: whether earlier runs of the same names are deleted first.
+        again: the students whose earlier runs are.
         clock: seconds of the epoch.
         sleep: waits so many seconds.
     """
@@ -60,6 +61,7 @@ class Fleet:
         jobs: Jobs,
         *,
         fresh: bool = False,
+        again: Collection[str] = (),
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -71,25 +73,31 @@ class Fleet:
         self._files = FleetFiles(config.folder)
         self._progress = {name: RunProgress(run.folder) for name, run in self._runs.items()}
         self._submitted: set[str] = set()
-        self._fresh = fresh
+        self._fresh = set(self._runs) if fresh else set(again)
         self._load()
 
     def _load(self) -> None:
         known = self._files.load()
         self._earlier = [
-            each.submission_id for each in known.values() if self._fresh and each.state == "running"
+            each.submission_id
+            for name, each in known.items()
+            if name in self._fresh and each.state == "running"
         ]
+        self._changed: list[str] = []
         self._states = {
-            name: StudentState(fresh=True) if self._fresh else self._known(known.get(name), run)
+            name: StudentState(fresh=True) if name in self._fresh else self._known(known.get(name), run)
             for name, run in self._runs.items()
         }
 
     def _known(self, state: StudentState | None, run: TrainConfig) -> StudentState:
-        """Returns what is known of a student; if its config has changed since it ended, it starts over."""
+        """Returns what is known of a student; if its config has changed since its job ended, nothing."""
         if state is None:
             return StudentState()
-        has_changed = state.digest not in ("", config_digest(run))
-        return StudentState(fresh=True) if has_changed and state.state != "running" else state
+        if state.state == "running" or state.digest in ("", config_digest(run)):
+            return state
+        if any(run.folder.glob("checkpoint_*")):
+            self._changed.append(run.name)
+        return StudentState()
 
     def run(
         self, on_change: Callable[[list[StudentView]], None] = lambda _: None, *, resume: bool = False
@@ -101,11 +109,13 @@ class Fleet:
             resume: whether those wait for their turn again that failed or were stopped.
 
         Raises:
+            ValueError: a student's config has changed, and its folder holds what was trained before.
             FolderLockedError: another process runs it.
             JobServerError: the job server did not answer for minutes.
         """
         with self._files.lock():
             self._load()  # whoever had the lock may have written since
+            self._refuse_changed()
             if resume:
                 self.resume()
             for name, student in self._states.items():
@@ -126,6 +136,14 @@ class Fleet:
                 if not any(each.state in ("waiting", "running") for each in self._states.values()):
                     return all(each.state == "done" for each in self._states.values())
                 self._sleep(_POLL_S)
+
+    def _refuse_changed(self) -> None:
+        if self._changed:
+            again = " ".join(f"--again {name}" for name in self._changed)
+            raise ValueError(
+                f"students {', '.join(self._changed)}: their configs have changed since they were trained; "
+                f"{again} replaces what was trained, another name keeps it"
+            )
 
     def _stop_earlier(self) -> None:
         """Ends the jobs of an earlier run that is to be deleted: they would write into the new folders."""

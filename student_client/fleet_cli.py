@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from rich.live import Live
 
 from preceptor.cli import (
+    EXIT_BUSY,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -46,6 +48,9 @@ Address = Annotated[
     str | None,
     typer.Option(help="Job server, http://HOST:8265, instead of the config's; without any a Ray is started."),
 ]
+ServerAddress = Annotated[
+    str | None, typer.Option(help="The job server that the fleet runs on, instead of the config's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the students as JSON on stdout.")]
 Watch = Annotated[
     bool | None,
@@ -59,21 +64,27 @@ def run(
     config: Config,
     address: Address = None,
     watch: Watch = None,
-    fresh: Annotated[bool, typer.Option(help="Delete earlier runs of these names first.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Delete earlier runs of all students first.")] = False,
+    again: Annotated[
+        list[str] | None, typer.Option(help="Delete this student's earlier run first; may be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run all students to their end; those that are done already are kept.
 
     Example: preceptor fleet spring.yaml --address http://127.0.0.1:8265
     """
-    _run(_load(config), address, watch=watch, fresh=fresh, resume=False, as_json=as_json)
+    settings = _load(config)
+    for name in again or []:
+        _names(settings, name)
+    _run(settings, address, watch=watch, fresh=fresh, again=again or [], as_json=as_json)
 
 
 @app.command("resume")
 @needs_extra("train", "ray", "safetensors")
 def resume(config: Config, address: Address = None, watch: Watch = None, as_json: Json = False) -> None:
     """Go on with those that failed or were stopped, from their checkpoints."""
-    _run(_load(config), address, watch=watch, fresh=False, resume=True, as_json=as_json)
+    _run(_load(config), address, watch=watch, resume=True, as_json=as_json)
 
 
 @app.command("status")
@@ -97,7 +108,9 @@ def status(
 
 @app.command("logs")
 def logs(
-    config: Config, student: Annotated[str, typer.Argument(help="A student's name.")], address: Address = None
+    config: Config,
+    student: Annotated[str, typer.Argument(help="A student's name.")],
+    address: ServerAddress = None,
 ) -> None:
     """Print what a student's last job has printed."""
     from student_client.fleet_jobs import JobServerError, RayJobs, job_server
@@ -121,7 +134,7 @@ def logs(
 
 
 @app.command("stop")
-def stop(config: Config, student: Student = None, address: Address = None) -> None:
+def stop(config: Config, student: Student = None, address: ServerAddress = None) -> None:
     """Stop a student, or all; `resume` goes on from their checkpoints."""
     from student_client.fleet_jobs import JobServerError
     from student_client.fleet_state import FleetFiles
@@ -169,9 +182,10 @@ def _run(
     address: str | None,
     *,
     watch: bool | None,
-    fresh: bool,
-    resume: bool,
     as_json: bool,
+    fresh: bool = False,
+    again: Sequence[str] = (),
+    resume: bool = False,
 ) -> None:
     from student_client.fleet import Fleet
     from student_client.fleet_jobs import JobServerError, RayJobs, job_server
@@ -181,13 +195,18 @@ def _run(
     is_own = False
     try:
         with job_server(address or settings.address) as (url, is_own):
+            python = sys.executable if is_own else "python"
             console.print(f"fleet [bold]{settings.name}[/]: {len(settings.runs)} students, jobs at {url}")
-            jobs = RayJobs(url, settings.job, FleetFiles(settings.folder).configs)
-            fleet = Fleet(settings, jobs, fresh=fresh)
+            jobs = RayJobs(url, settings.job, FleetFiles(settings.folder).configs, python=python)
+            fleet = Fleet(settings, jobs, fresh=fresh, again=again)
             with _shown(settings, watch=watch) as show:
                 all_done = fleet.run(show, resume=resume)
             views = fleet.views()
-    except (JobServerError, FolderLockedError) as error:
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+    except FolderLockedError as error:
+        fail(str(error), EXIT_BUSY)
+    except JobServerError as error:
         fail(str(error))
     except KeyboardInterrupt:
         what = "the jobs have ended with their Ray" if is_own else "the jobs go on"
@@ -195,10 +214,8 @@ def _run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(settings, views, as_json=as_json)
     if not all_done:
-        failed = [each for each in views if each.state.state != "done"]
-        console.print(f"[bold red]{len(failed)} of {len(views)} are not done:[/]")
-        for each in failed:
-            console.print(f"{each.name}: {each.state.state}: {each.state.error}", markup=False)
+        num_left = sum(each.state.state != "done" for each in views)
+        console.print(f"[bold red]{num_left} of {len(views)} are not done[/]")
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -34,7 +34,8 @@ class JobSettings(BaseModel):
         default_factory=dict, description="Environment; anyone who may see the cluster's jobs can read it."
     )
     python: str | None = Field(
-        default=None, description="The cluster's Python; null: this one for a local Ray, else `python`."
+        default=None,
+        description="The cluster's Python; null: this one for a Ray of one's own, else `python`.",
     )
     num_cpus: float = Field(default=0.0, ge=0, description="Logical CPUs of the job's driver.")
     resources: dict[str, float] = Field(default_factory=dict, description="Other resources of the driver.")

@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import preceptor
 import student_client
@@ -27,7 +27,6 @@ __all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_s
 _STATUS = re.compile(r"status code (\d{3})")
 _MAX_ERROR_LENGTH = 500
 _REFUSALS = range(400, 500)
-_LOOPBACK = ("127.", "localhost", "[::1]")
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -89,17 +88,19 @@ class RayJobs:
         address: of the job server, http://HOST:PORT.
         settings: what each job gets.
         configs: the folder with the runs' configs, NAME.yaml each; sent along.
+        python: the cluster's Python, where the settings name none.
     """
 
-    def __init__(self, address: str, settings: JobSettings, configs: Path) -> None:
+    def __init__(self, address: str, settings: JobSettings, configs: Path, *, python: str = "python") -> None:
+        if not _is_url(address):
+            raise JobServerError(f"address: got {address!r}, expected http://HOST:PORT of a job server")
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
 
         self._settings = settings
         self._configs = configs
-        is_here = address.removeprefix("http://").startswith(_LOOPBACK)
         for module in ("dashboard_sdk", "job.sdk"):  # they tell of each upload
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
-        self._python = settings.python or (sys.executable if is_here else "python")
+        self._python = settings.python or python
         with _errors(f"job server {address}"):
             self._client = JobSubmissionClient(address)
 
@@ -166,6 +167,11 @@ def _errors(what: str) -> Iterator[None]:
         is_refusal = isinstance(error, ValueError) or _status_of(text) in _REFUSALS
         kind = JobRefusedError if is_refusal and not isinstance(error, OSError) else JobServerError
         raise kind(f"{what}: {_shortened(text)}") from None
+
+
+def _is_url(address: str) -> bool:
+    parts = urlsplit(address)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _status_of(text: str) -> int | None:

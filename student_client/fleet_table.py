@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import RenderableType
 
     from student_client.fleet import StudentView
 
@@ -16,15 +20,15 @@ __all__ = ["facts", "fleet_table", "line"]
 _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
 
 
-def fleet_table(name: str, views: Sequence[StudentView]) -> Table:
-    """Returns a row a student."""
+def fleet_table(name: str, views: Sequence[StudentView]) -> RenderableType:
+    """Returns a table with a row a student, and below it a line for each that has an error to tell of."""
+    errors = []
     num_done = sum(view.state.state == "done" for view in views)
     table = Table(title=f"fleet {name}: {num_done} of {len(views)} done", title_justify="left")
     table.add_column("student", no_wrap=True)
     table.add_column("state")
     for column in ("step", "loss", "valid", "test", "examples/s", "waiting for teacher", "restarts"):
         table.add_column(column, justify="right")
-    table.add_column("error", overflow="fold")
     for view in views:
         state, progress = view.state, view.progress
         step = "" if progress.step is None else f"{progress.step}/{progress.num_steps}"
@@ -38,9 +42,10 @@ def fleet_table(name: str, views: Sequence[StudentView]) -> Table:
             "" if progress.examples_per_s is None else f"{progress.examples_per_s:.0f}",
             "" if progress.waiting_share is None else f"{progress.waiting_share:.0%}",
             str(max(state.attempts - 1, 0)),
-            state.error.replace("[", r"\["),
         )
-    return table
+        if state.error:
+            errors.append(f"{view.name}: {state.error}")
+    return Group(table, *(Text(error, style="red") for error in errors))
 
 
 def _number(value: float | None) -> str:

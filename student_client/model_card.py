@@ -112,7 +112,8 @@ def _inputs(example: Mapping[str, Tensor]) -> str:
 def _training(
     config: TrainConfig, facts: Mapping[str, Any], environment: Mapping[str, Any], student: nn.Module
 ) -> str:
-    weights = {name: value for name, value in config.losses.model_dump().items() if value}
+    settings = config.losses.model_dump(exclude={"temperature"})
+    weights = {name: value for name, value in settings.items() if value}
     teacher = facts["teacher"]
     packages = environment["packages"]
     lines = [

@@ -28,6 +28,7 @@ __all__ = [
     "STUDENT_FILE",
     "MetricsFile",
     "ResumeError",
+    "as_any_file",
     "config_digest",
     "load_checkpoint",
     "read_metrics",
@@ -66,7 +67,8 @@ def config_digest(config: TrainConfig) -> str:
         "peer_timeout_s",
         "tracking",
     }
-    content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"})
+    # Without defaults: a field that is new in a release changes no earlier run's digest.
+    content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,6 +97,14 @@ def load_checkpoint(folder: Path, digest: str, rank: int) -> dict[str, Any]:
 
 def _name(rank: int) -> str:
     return _STATE if rank == 0 else f"rng-{rank}.pt"
+
+
+def as_any_file(path: Path) -> None:
+    """Gives a file, which its writer made for one user alone, the mode of any new file here."""
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    path.chmod(probe.stat().st_mode)
+    probe.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

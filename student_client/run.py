@@ -18,7 +18,7 @@ from student_client.evaluation import evaluate
 from student_client.objective import Objective, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
-from student_client.records import ResumeError
+from student_client.records import ResumeError, as_any_file
 from student_client.students import build_student
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ class StudentRun:
         """Writes the student alone, as safetensors."""
         aside = path.with_suffix(".part")
         save_model(self.objective.student, str(aside))
+        as_any_file(aside)
         aside.replace(path)
 
     def close(self) -> None:

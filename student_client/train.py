@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from student_client.config import TrainConfig
     from student_client.errors import TeacherError
 
-__all__ = ["TrainError", "TrainResult", "check", "check_resources", "local_ray", "train"]
+__all__ = ["TrainError", "TrainResult", "check", "check_folder", "check_resources", "local_ray", "train"]
 
 _POLL_S = 0.2
 _JOB_PACKAGES = "working_dir_files"  # Ray's name for it
@@ -114,13 +114,13 @@ def train(
         TeacherError: the teacher does not say what it is, or was away for too long.
         TrainError: the run failed.
     """
+    check_folder(config, fresh=fresh)
     if not checked:
         check(config)
     config = _resolved(config)
     with folder_lock(config.folder, "another process trains this run; give this one another name"):
         if fresh:
             _clear(config.folder)
-        _check_same(config)
         return _train(config, on_progress)
 
 
@@ -162,7 +162,6 @@ def check(config: TrainConfig) -> None:
         TeacherError: the teacher does not say what it is.
     """
     config.tracking.check_installed()
-    _check_output(config.output.resolve())
     with torch.random.fork_rng():
         StudentRun(config, world_size=config.worker_range[1]).close()
 
@@ -183,13 +182,25 @@ def check_resources(config: TrainConfig) -> None:
             )
 
 
-def _check_output(output: Path) -> None:
-    """Refuses the folder that a Ray job's package was unpacked to: Ray deletes it after the job."""
+def check_folder(config: TrainConfig, *, fresh: bool = False) -> None:
+    """Makes sure that a run's folder can be written and holds no run of another config.
+
+    Raises:
+        ValueError: it can't be written, or does not last.
+        ResumeError: it holds another config's run, and `fresh` does not say that this is deleted.
+    """
+    output = config.output.resolve()
     if any(part == _JOB_PACKAGES for part in output.parts):
         raise ValueError(
             f"output: got {output}, in the job's own package, which is deleted after it; expected an "
             "absolute path that all nodes share, for example --set output=/shared/runs"
         )
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: got {output}, which can't be written: {error.strerror}") from None
+    if not fresh:
+        _check_same(_resolved(config))
 
 
 def _check_same(config: TrainConfig) -> None:

@@ -21,6 +21,7 @@ from student_client.records import (
     STUDENT_FACTS_FILE,
     STUDENT_FILE,
     MetricsFile,
+    as_any_file,
     config_digest,
     load_checkpoint,
     read_metrics,
@@ -125,6 +126,7 @@ class _Watch:
         run.save_student(self._folder / STUDENT_FILE)
         example = {name: tensor.contiguous().clone() for name, tensor in run.example.student.items()}
         save_file(example, self._folder / EXAMPLE_FILE)
+        as_any_file(self._folder / EXAMPLE_FILE)
         teacher = {"name": run.objective.teacher_name, "fingerprint": run.objective.teacher_fingerprint}
         write_json(
             self._folder / STUDENT_FACTS_FILE,

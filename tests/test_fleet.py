@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from preceptor.cli import EXIT_BUSY
 from student_client.fleet import Fleet
 from student_client.fleet_jobs import JobServerError
 from student_client.fleet_state import FleetFiles, RunProgress
@@ -90,18 +91,29 @@ def test_another_process_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> N
     assert states(third)["a"] == "done"
 
 
-def test_a_changed_config_is_run_anew(tmp_path: Path) -> None:
+def test_a_changed_config_replaces_what_was_trained_only_when_asked(tmp_path: Path) -> None:
     cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
     fleet = Fleet(cluster.config, cluster)
     fleet.tick()
-    cluster.end("a")
+    cluster.end("a", "failed", 1)
     fleet.tick()
-    assert states(Fleet(cluster.config, cluster)) == {"a": "done"}
     changed = fleet_of(tmp_path, students=[{"name": "a", "epochs": 3}])
-    anew = Fleet(changed, cluster)
-    assert states(anew) == {"a": "waiting"}
-    anew.tick()
-    assert cluster.started == [("a", False), ("a", True)]  # its folder holds the other config's run
+    assert states(Fleet(changed, cluster)) == {"a": "waiting"}  # nothing was trained: nothing is lost
+    (changed.runs[0].folder / "checkpoint_1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"students a: their configs have changed .* --again a replaces"):
+        Fleet(changed, cluster).run()
+    assert states(Fleet(cluster.config, cluster)) == {"a": "failed"}
+    assert run_to_end(Fleet(changed, cluster, again=["a"]), lambda _: cluster.end("a"))
+    assert cluster.started == [("a", False), ("a", True)]
+
+
+def test_a_run_that_another_process_still_has_is_tried_again(tmp_path: Path) -> None:
+    cluster = Cluster(fleet_of(tmp_path, students=[{"name": "a"}]))
+    fleet = Fleet(cluster.config, cluster)
+    fleet.tick()
+    cluster.end("a", "failed", EXIT_BUSY)
+    fleet.tick()
+    assert states(fleet) == {"a": "running"}
 
 
 def test_stopped_and_failed_students_are_resumed_when_asked(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ class Answering(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+def test_an_address_is_a_url(tmp_path: Path) -> None:
+    with pytest.raises(JobServerError, match="address: got 'localhost:8265', expected http://HOST:PORT"):
+        RayJobs("localhost:8265", JobSettings(), tmp_path)
+
+
 @pytest.mark.parametrize("status", [404, 400, 500, 503])
 def test_only_a_server_that_knows_of_no_such_job_means_that_it_is_gone(
     tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch

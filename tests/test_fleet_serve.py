@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -87,7 +88,7 @@ def fleet_of(table: Path, address: str, name: str, **student: Any) -> FleetConfi
 def run(config: FleetConfig, on_change: Callable[[list[StudentView]], None]) -> list[StudentView]:
     with job_server(None) as (url, is_own):
         assert not is_own
-        fleet = Fleet(config, RayJobs(url, config.job, config.folder / "configs"))
+        fleet = Fleet(config, RayJobs(url, config.job, config.folder / "configs", python=sys.executable))
         fleet.run(on_change)
         return fleet.views()
 

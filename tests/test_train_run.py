@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import yaml
 
 from services.teacher.families import load_teacher
 from student_client.config import TrainConfig
 from student_client.records import (
+    CONFIG_FILE,
     ResumeError,
     config_digest,
     load_checkpoint,
@@ -20,7 +22,7 @@ from student_client.records import (
 )
 from student_client.run import StudentRun
 from student_client.students import build_student
-from student_client.train import check
+from student_client.train import check_folder
 from tests.toy import NUM_IDS
 from tests.toy_server import ToyServer
 from tests.toy_student import row_config
@@ -245,4 +247,14 @@ def test_what_a_run_can_not_be_is_told_before_anything_starts(table: Path) -> No
         StudentRun(make_config(table, None, batch_size=64), world_size=49)
     package = table.parent / "working_dir_files" / "_ray_pkg_1" / "out"
     with pytest.raises(ValueError, match=r"output: got .* which is deleted after it"):
-        check(make_config(table, None, output=package))
+        check_folder(make_config(table, None, output=package))
+    with pytest.raises(ValueError, match=r"output: got .*table\.csv, which can't be written"):
+        check_folder(make_config(table, None, output=table))
+    config = make_config(table, None)
+    (config.folder / "checkpoint_1").mkdir(parents=True)
+    (config.folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    check_folder(config)
+    other = make_config(table, None, epochs=4)
+    with pytest.raises(ResumeError, match="holds checkpoints of another config"):
+        check_folder(other)
+    check_folder(other, fresh=True)

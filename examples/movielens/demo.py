@@ -210,7 +210,7 @@ def _train_all(recipe: Recipe, teams: list[Team], output: Path, address: str, se
 
     config = fleet_config(recipe, teams, output=output, address=address, seed=seed)
     with job_server(None) as (url, _), Live(console=console, auto_refresh=False) as live:
-        jobs = RayJobs(url, config.job, config.folder / "configs")
+        jobs = RayJobs(url, config.job, config.folder / "configs", python=sys.executable)
         fleet = Fleet(config, jobs, fresh=True)
         done = fleet.run(lambda views: live.update(fleet_table(config.name, views), refresh=True))
     if not done:

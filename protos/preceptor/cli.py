@@ -3,7 +3,7 @@
 A package offers one through the entry point group `preceptor.commands`; this module imports neither side.
 
 Exit codes: 0 done, 1 it failed, 2 wrong usage or config, 3 an extra is not installed, 4 the teacher can't be
-reached, 130 interrupted.
+reached, 5 another process does it already, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "EXIT_BUSY",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_MISSING_EXTRA",
@@ -45,6 +46,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING_EXTRA = 3
 EXIT_UNREACHABLE = 4
+EXIT_BUSY = 5
 EXIT_INTERRUPTED = 130
 
 # People read stderr; stdout is for results, so that `--json` can be piped.
