@@ -146,8 +146,15 @@ def test_a_teacher_that_leaves_in_mid_run_is_told_as_such_and_the_run_goes_on_la
         log_every_steps=1,
         max_failures=0,
     )
+    told: list[dict[str, Any]] = []
+
+    def leave_once(line: dict[str, Any]) -> None:
+        if not told:
+            server.close()
+        told.append(line)
+
     with pytest.raises(TeacherUnavailableError, match="run leaving"):
-        train(run, on_progress=lambda _: server.close())
+        train(run, on_progress=leave_once)
     message = "another process trains this run"
     with folder_lock(run.folder, "not now"), pytest.raises(FolderLockedError, match=message):
         train(run, checked=True)

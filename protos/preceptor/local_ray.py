@@ -54,11 +54,14 @@ def connected_ray(num_cpus: int = 8, *, jobs: bool = False) -> Iterator[RayConne
     import ray  # noqa: PLC0415 - heavy, and many who import this don't need it
 
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # else it warns on few cores
-    # Nobody takes this machine away; a process less to start for each run of Ray Train.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_there = ray.is_initialized()
     is_own = not is_there and "RAY_ADDRESS" not in os.environ
+    if is_own:
+        # Nobody takes this machine away: a process less to start for each run of Ray Train.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Nor is a process wanted for each logical CPU from the start: 45 MiB each, and no job could use them.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with contextlib.ExitStack() as stack:
         if not is_own:
             context = ray.init(ignore_reinit_error=True, **quiet)
@@ -88,7 +91,10 @@ def _require_token() -> None:
 @contextlib.contextmanager
 def _head(num_cpus: int) -> Iterator[str]:
     """Runs `preceptor.ray_head` while open; yields Ray's address, HOST:PORT."""
-    command = [sys.executable, "-m", "preceptor.ray_head", str(num_cpus)]
+    import torch  # noqa: PLC0415 - heavy
+
+    num_gpus = torch.cuda.device_count()
+    command = [sys.executable, "-m", "preceptor.ray_head", str(num_cpus), str(num_gpus)]
     # It ends when its standard input is closed, also if this process is killed. Ctrl-C is for us to hear.
     with subprocess.Popen(  # noqa: S603 - our own module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True

@@ -1,6 +1,6 @@
 """A Ray of one machine that takes jobs, beside whatever other Rays there are.
 
-    python -m preceptor.ray_head NUM_CPUS
+    python -m preceptor.ray_head NUM_CPUS NUM_GPUS
 
 Prints {"address": "HOST:PORT"} and ends when its standard input is closed.
 """
@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from ray.cluster_utils import Cluster
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     arguments = {
         "num_cpus": int(sys.argv[1]),
-        "num_gpus": torch.cuda.device_count(),
+        "num_gpus": int(sys.argv[2]),
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": True,
         "dashboard_port": None,  # the first free one from 8265
