@@ -12,6 +12,7 @@ from services.teacher.config import ServiceConfig
 from services.teacher.errors import OverloadedError
 from services.teacher.loading import build_engine, build_queue, load_engine
 from services.teacher.work import ForwardWork
+from tests.tiny_models import load_from, save_tiny
 from tests.toy import toy_config
 from tests.toy_turns import alone, assert_close, assert_gradients, exchange_turn, speaker_of
 
@@ -96,6 +97,28 @@ def test_the_queue_keeps_to_the_configs_sizes_and_weights(tmp_path: Path, tiny_t
         queue.admit(ForwardWork(exchange_turn(tiny_teacher, speaker=speaker_of("poor")), 0.0))
     first = [(queue.next_batch() or [])[0].turn.speaker.tenant for _ in range(8)]
     assert first.count("rich") == 6
+
+
+def test_turns_of_all_lengths_share_a_pass_where_passes_cost_more_than_padding(
+    tmp_path: Path,
+) -> None:
+    save_tiny(tmp_path, "encoder")
+    teacher = load_from(tmp_path, "encoder")
+    assert toy_config(tmp_path).engine.sizes("cpu") == (2048, 1)
+    assert toy_config(tmp_path).engine.sizes("cuda") == (16384, 64)
+    for min_bucket, num_tenants in ((1, 1), (8, 2)):
+        config = toy_config(tmp_path, engine={"min_bucket": min_bucket})
+        engine = build_engine(teacher, config)
+        turns = [
+            exchange_turn(teacher, (2, length), speaker=speaker_of(f"tenant-{length}")) for length in (2, 7)
+        ]
+        answers = [engine.forward(turn) for turn in turns]  # before it starts
+        engine.start()
+        for turn, answer in zip(turns, answers, strict=True):
+            result = answer.result(30)
+            assert result.cost.num_tenants == num_tenants
+            assert_close(result.values["reply"], alone(teacher, turn)[0])
+        engine.stop()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it

@@ -129,8 +129,17 @@ class LimitsConfig(_Config):
 class EngineConfig(_Config):
     """How turns of many tenants are computed together."""
 
-    max_batch_tokens: int = Field(
-        default=2048, ge=1, description="Rows x positions of one pass; a larger turn has a pass of its own."
+    max_batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows x positions of one pass; a larger turn has a pass of its own. null: 2048, on CUDA "
+        "16384.",
+    )
+    min_bucket: int | None = Field(
+        default=None,
+        ge=1,
+        description="Turns of up to so many positions share passes, padded to the longest; longer ones share "
+        "theirs with those of similar length. null: 1, and on CUDA, where a pass costs more than padding, 64",
     )
     max_wait_ms: float = Field(
         default=100.0,
@@ -145,6 +154,11 @@ class EngineConfig(_Config):
     tenant_weights: dict[str, float] = Field(
         default_factory=dict, description="Shares of service by tenant; 1 for those not named."
     )
+
+    def sizes(self, device: str) -> tuple[int, int]:
+        """Returns `max_batch_tokens` and `min_bucket` for a kind of device."""
+        default_tokens, default_bucket = (16384, 64) if device == "cuda" else (2048, 1)
+        return self.max_batch_tokens or default_tokens, self.min_bucket or default_bucket
 
     @field_validator("tenant_weights")
     @classmethod

@@ -59,10 +59,11 @@ def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:
     graphs = GraphStore(config.engine.max_retained_bytes)
     if config.engine.compile_backend is not None:
         teacher.compile(config.engine.compile_backend)
+    max_batch_tokens, _ = config.engine.sizes(teacher.device.type)
     teaching = Teaching(
         teacher,
         _build_cache(config.cache),
-        max_batch_tokens=config.engine.max_batch_tokens,
+        max_batch_tokens=max_batch_tokens,
         shares_cache=config.cache.shared,
         in_buckets=config.engine.compile_backend is not None,
     )
@@ -71,10 +72,11 @@ def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:
 
 def build_queue(teacher: Teacher, config: ServiceConfig, graphs: GraphStore) -> FairQueue:
     """Returns the queue that shares a teacher's passes between tenants."""
+    max_batch_tokens, min_bucket = config.engine.sizes(teacher.device.type)
     return FairQueue(
         graphs,
-        key_of=batch_key(teacher),
-        max_batch_tokens=config.engine.max_batch_tokens,
+        key_of=batch_key(teacher, min_bucket),
+        max_batch_tokens=max_batch_tokens,
         max_queued_tokens=config.limits.max_queued_tokens,
         max_wait_s=config.engine.max_wait_ms / 1000.0,
         weights=config.engine.tenant_weights,

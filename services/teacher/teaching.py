@@ -118,11 +118,15 @@ class Teaching:
         return ReadingRequest(inputs, parts, turn.split_layer, scope, whole=turn.speaker.deterministic)
 
 
-def batch_key(teacher: Teacher) -> Callable[[Work], Hashable]:
+def batch_key(teacher: Teacher, min_bucket: int = 1) -> Callable[[Work], Hashable]:
     """Returns a function that says what pieces of work must have in common to be computed together.
 
     Turns whose results must not depend on others have nothing in common with any. Where padding would be seen
     by the teacher's layers (see `TeacherFacts.masks_padding`), only equal shapes go together.
+
+    Args:
+        teacher: whose turns they are.
+        min_bucket: up to so many positions lengths make no difference.
     """
     masks_padding = teacher.facts.masks_padding
 
@@ -134,7 +138,7 @@ def batch_key(teacher: Teacher) -> Callable[[Work], Hashable]:
         if isinstance(turn, ObserveTurn):
             return ("observe", is_backward, turn.wants_gradient)
         if masks_padding:
-            shape: Hashable = length_bucket(turn.length)
+            shape: Hashable = length_bucket(max(turn.length, min_bucket))
         else:
             inputs = {} if turn.inputs is None else turn.inputs
             own = tuple((name, tensor.shape[1:]) for name, tensor in sorted(inputs.items()))
