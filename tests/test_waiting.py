@@ -52,6 +52,24 @@ def test_conversations_that_are_gone_are_not_waited_for() -> None:
     assert teacher.clock() == now_s
 
 
+def test_nobody_waits_for_or_with_a_deterministic_conversation() -> None:
+    teacher = IdleTeacher(deterministic="bcd")
+    for _ in range(30):
+        teacher.step("abcd")
+    for tenant in "ab":
+        now_s = teacher.clock()
+        teacher.come(teacher.turn(tenant))
+        assert len(teacher.queue.next_batch() or []) == 1
+        assert teacher.clock() == now_s
+    both = IdleTeacher(deterministic="d")
+    for _ in range(30):
+        both.step("abcd")
+    now_s = both.clock()
+    both.come(both.turn("d"))  # a, b and c are about to come, and are of no use to it
+    assert len(both.queue.next_batch() or []) == 1
+    assert both.clock() == now_s
+
+
 def test_a_team_of_many_conversations_has_whole_passes() -> None:
     teacher = IdleTeacher(max_batch_tokens=100)
     conversations = [f"team-{number}" for number in range(20)]

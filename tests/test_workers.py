@@ -65,6 +65,25 @@ def test_two_workers_learn_what_one_learns(address: str, table: Path, one: Train
     assert two.facts["test"] == one.facts["test"]
 
 
+def test_a_stream_teaches_two_workers_what_it_teaches_one(address: str, table: Path) -> None:
+    sources = dict.fromkeys(("train", "valid", "test"), table)
+    data = {"task": "classification", "features": {"ids": "int64"}, "stream": True, "shuffle_rows": 32}
+    one, two = (
+        trained(
+            table,
+            address,
+            f"stream-{num_workers}",
+            num_workers=num_workers,
+            student=SILENT,
+            epochs=2,
+            data=data | sources,
+        )
+        for num_workers in (1, 2)
+    )
+    assert two.facts["num_train"] == 64
+    assert worst_difference(last_state(two.folder), last_state(one.folder)) <= 1e-5
+
+
 def test_a_lost_worker_resumes_exactly_from_its_checkpoint(address: str, table: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file  # noqa: PLC0415
 

@@ -108,6 +108,11 @@ class Backlog:
         return None
 
     @property
+    def has_deterministic(self) -> bool:
+        """Whether a tenant's first piece is one that shares a pass with nobody."""
+        return any(queue[0][1].turn.speaker.deterministic for queue in self._waiting.values())
+
+    @property
     def oldest_s(self) -> float:
         """When the longest waiting of the tenants' first pieces was admitted; there must be one."""
         return min(queue[0][1].admitted_s for queue in self._waiting.values())

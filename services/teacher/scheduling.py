@@ -103,7 +103,8 @@ class FairQueue:
                 )
             self._queued[speaker.tenant] += num_tokens
             self._num_queued += num_tokens
-            self._rhythm.came(speaker.conversation, work.admitted_s, speaker.tenant)
+            if not speaker.deterministic:  # nobody shares a pass with one who is, so none waits for it
+                self._rhythm.came(speaker.conversation, work.admitted_s, speaker.tenant)
             graph = self._graphs.find(work.turn) if isinstance(work, BackwardWork) else None
             if isinstance(work, BackwardWork) and graph is not None:
                 self._gathering.setdefault(graph, []).append(work)
@@ -205,7 +206,8 @@ class FairQueue:
 
     def _wait_for_turns_s(self, now_s: float) -> float:
         """Returns how long to wait for more turns before those that wait are computed."""
-        if self._closed or self._backlog.num_tokens >= self._max_batch_tokens:
+        is_full = self._backlog.num_tokens >= self._max_batch_tokens
+        if self._closed or is_full or self._backlog.has_deterministic:
             return 0.0
         horizon_s = min(self._max_wait_s, self._pass_s / 2)
         oldest_s = self._backlog.oldest_s
