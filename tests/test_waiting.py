@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.toy_queue import PASS_S, IdleTeacher
@@ -30,7 +32,7 @@ def test_once_most_are_there_nobody_waits() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"max_wait_s": 0.0}, {"max_batch_tokens": 10}])
-def test_where_waiting_is_worth_nothing_nobody_waits(settings: dict[str, float]) -> None:
+def test_where_waiting_is_worth_nothing_nobody_waits(settings: dict[str, Any]) -> None:
     teacher = IdleTeacher(**settings)
     for _ in range(30):
         teacher.step("abc")
@@ -52,22 +54,18 @@ def test_conversations_that_are_gone_are_not_waited_for() -> None:
     assert teacher.clock() == now_s
 
 
-def test_nobody_waits_for_or_with_a_deterministic_conversation() -> None:
-    teacher = IdleTeacher(deterministic="bcd")
+def test_a_deterministic_conversation_waits_for_nobody_and_nobody_for_it() -> None:
+    teacher = IdleTeacher(deterministic="d")
     for _ in range(30):
-        teacher.step("abcd")
-    for tenant in "ab":
-        now_s = teacher.clock()
-        teacher.come(teacher.turn(tenant))
-        assert len(teacher.queue.next_batch() or []) == 1
-        assert teacher.clock() == now_s
-    both = IdleTeacher(deterministic="d")
+        teacher.step("abc")
+    now_s = teacher.clock()
+    teacher.come(teacher.turn("d"))  # a, b and c are about to come, and are of no use to it
+    assert len(teacher.queue.next_batch() or []) == 1
+    assert teacher.clock() == now_s
+    alone = IdleTeacher(deterministic="d")
     for _ in range(30):
-        both.step("abcd")
-    now_s = both.clock()
-    both.come(both.turn("d"))  # a, b and c are about to come, and are of no use to it
-    assert len(both.queue.next_batch() or []) == 1
-    assert both.clock() == now_s
+        alone.step("d")
+    assert alone.queue._rhythm.expected_tenants(alone.clock(), PASS_S) == set()
 
 
 def test_a_team_of_many_conversations_has_whole_passes() -> None:
