@@ -33,15 +33,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def describe(
-    address: Annotated[str, typer.Argument(help="For example preceptor://127.0.0.1:41500")],
+    address: Annotated[
+        str, typer.Argument(help="For example preceptor://127.0.0.1:41500, or preceptors:// under TLS.")
+    ],
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="The authority of the teacher's certificate, PEM; default: the system's."),
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Your certificate, PEM, if it wants one.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a served teacher is and what it accepts."""
     from student_client.client import TeacherClient
     from student_client.errors import TeacherError, TeacherUnavailableError
+    from student_client.options import ClientOptions, TlsOptions
 
     try:
-        response = TeacherClient(address).describe()
+        tls = TlsOptions(ca_file=ca, certificate_file=certificate, key_file=key)
+        options = ClientOptions(tls=tls if tls != TlsOptions() else None)
+        response = TeacherClient(address, options).describe()
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
     except TeacherUnavailableError as error:

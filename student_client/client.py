@@ -52,7 +52,7 @@ class TeacherClient:
 
     Args:
         address: `preceptor://HOST:PORT` of any replica or of the service's directory, from which the others
-            are found; or several, separated by commas.
+            are found; or several, separated by commas. `preceptors://` talks under TLS.
         options: deadlines and limits.
 
     Raises:
@@ -61,8 +61,9 @@ class TeacherClient:
 
     def __init__(self, address: str, options: ClientOptions | None = None) -> None:
         self.address = address
-        self.options = options or ClientOptions()
-        self._replicas = parse_address(address)
+        where = parse_address(address)
+        self.options = (options or ClientOptions()).at(where)
+        self.replicas = where.replicas
 
     def describe(self) -> pb.DescribeTeacherResponse:
         """Asks what the teacher is and what it accepts.
@@ -80,7 +81,7 @@ class TeacherClient:
 
     async def _describe(self) -> pb.DescribeTeacherResponse:
         problem = ""
-        finder = ReplicaFinder(self._replicas, self.options)
+        finder = ReplicaFinder(self.replicas, self.options)
         for replica in await finder.find(opens_conversation=False):
             channel = open_channel(replica, self.options)
             try:
@@ -185,7 +186,7 @@ class ConversationHandle:
         if self._conversation is None:
             client, frame = self._client, pb.Open()
             frame.CopyFrom(self._open_frame)
-            self._conversation = Conversation(parse_address(client.address), frame, client.options)
+            self._conversation = Conversation(client.replicas, frame, client.options)
         return self._conversation
 
     async def _forward(self, turn: Turn) -> ForwardAnswer:

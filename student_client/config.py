@@ -47,7 +47,7 @@ class TeacherConfig(_Config):
 
     @model_validator(mode="after")
     def _check_address(self) -> Self:
-        parse_address(self.address)
+        self.options.at(parse_address(self.address))
         return self
 
 
@@ -235,17 +235,26 @@ class TrainConfig(_Config):
         return data
 
 
+def _section(data: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Returns nested fields; none if they are not there, or are something else, which validation tells of."""
+    for key in keys:
+        nested = data.get(key)
+        if not isinstance(nested, dict):
+            return {}
+        data = nested
+    return data
+
+
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    tables = data.get("data")
-    if isinstance(tables, dict):
-        for key in ("train", "valid", "test"):
-            if tables.get(key) is not None:
-                tables[key] = resolve_source(str(tables[key]), folder)
-    student = data.get("student")
-    if isinstance(student, dict):
-        for key in ("pretrained", "tokenizer"):
-            if student.get(key) is not None:
-                student[key] = resolve_source(str(student[key]), folder)
+    for section, names in (("data", ("train", "valid", "test")), ("student", ("pretrained", "tokenizer"))):
+        fields = _section(data, section)
+        for name in names:
+            if fields.get(name) is not None:
+                fields[name] = resolve_source(str(fields[name]), folder)
+    tls = _section(data, "teacher", "options", "tls")
+    for name in ("ca_file", "certificate_file", "key_file"):
+        if tls.get(name) is not None:
+            tls[name] = folder / str(tls[name])
     if isinstance(data.get("python_path"), list):  # anything else is told of by its field
         data["python_path"] = [folder / str(entry) for entry in data["python_path"]]
 

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
-__all__ = ["ClientOptions", "parse_address"]
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["Address", "ClientOptions", "TlsOptions", "parse_address"]
 
 _MAX_PORT = 65535
-_SCHEME = "preceptor://"
+_SCHEME, _SECURE_SCHEME = "preceptor://", "preceptors://"
+
+
+class TlsOptions(BaseModel):
+    """How a client knows the teacher, and the teacher the client; files are read for each connection."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca_file: Path | None = Field(
+        default=None, description="The authority of the teacher's certificate, PEM; null: the system's."
+    )
+    certificate_file: Path | None = Field(
+        default=None, description="The client's certificate with its chain, PEM, where the teacher wants one."
+    )
+    key_file: Path | None = Field(default=None, description="Its private key, PEM.")
+    server_name: str | None = Field(
+        default=None, description="The name in the teacher's certificate; null: the address's host."
+    )
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file, key_file: got one, expected both or none")
+        return self
 
 
 class ClientOptions(BaseModel):
@@ -27,17 +54,54 @@ class ClientOptions(BaseModel):
     initial_backoff_s: float = Field(default=0.1, gt=0, description="First pause between attempts.")
     max_backoff_s: float = Field(default=2.0, gt=0, description="Longest pause between attempts.")
     max_frame_bytes: int = Field(default=64 * 2**20, ge=4096, description="Largest frame that is received.")
+    tls: TlsOptions | None = Field(
+        default=None, description="For preceptors:// addresses; null: the system's authorities."
+    )
+
+    def at(self, address: Address) -> ClientOptions:
+        """Returns the options as they hold at an address: with `tls`, and the name to expect, if it has TLS.
+
+        Raises:
+            ValueError: `tls` was given for an address without.
+        """
+        if not address.is_secure:
+            if self.tls is not None:
+                raise ValueError("address: got preceptor:// with options.tls, expected preceptors://")
+            return self
+        tls = self.tls or TlsOptions()
+        if tls.server_name is None:
+            # A directory names replicas by their IPs; they have the service's certificate.
+            host = address.replicas[0].rpartition(":")[0].strip("[]")
+            tls = tls.model_copy(update={"server_name": host})
+        return self.model_copy(update={"tls": tls})
 
 
-def parse_address(address: str) -> tuple[str, ...]:
-    """Splits `preceptor://host:port,host:port` (the scheme may be left out) into its replicas.
+@dataclass(frozen=True)
+class Address:
+    """Where a teacher is.
+
+    Attributes:
+        replicas: HOST:PORT of replicas or directories.
+        is_secure: whether they are talked to under TLS.
+    """
+
+    replicas: tuple[str, ...]
+    is_secure: bool
+
+
+def parse_address(address: str) -> Address:
+    """Splits `preceptor://host:port,host:port`, or `preceptors://` for TLS; without a scheme it is the first.
 
     Raises:
         ValueError: it has another form.
     """
-    replicas = tuple(part.strip() for part in address.removeprefix(_SCHEME).split(","))
+    is_secure = address.startswith(_SECURE_SCHEME)
+    rest = address.removeprefix(_SECURE_SCHEME if is_secure else _SCHEME)
+    replicas = tuple(part.strip() for part in rest.split(","))
     for replica in replicas:
         host, separator, port = replica.rpartition(":")
         if not (separator and host and port.isdecimal() and 0 < int(port) <= _MAX_PORT) or "/" in replica:
-            raise ValueError(f"address: got {address!r}, expected preceptor://HOST:PORT[,HOST:PORT...]")
-    return replicas
+            raise ValueError(
+                f"address: got {address!r}, expected preceptor://HOST:PORT[,HOST:PORT...], or preceptors://"
+            )
+    return Address(replicas, is_secure)

@@ -19,6 +19,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox
+from student_client.tls import credentials_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -55,15 +56,17 @@ class StreamLostError(Exception):
 def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
     """Returns a channel of its own to one replica; a shared one would wait out gRPC's reconnect back-off."""
     limit = options.max_frame_bytes + _FRAME_OVERHEAD_BYTES
-    return grpc.aio.insecure_channel(
-        target,
-        options=[
-            ("grpc.max_send_message_length", limit),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    settings: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", limit),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if options.tls is None:
+        return grpc.aio.insecure_channel(target, options=settings)
+    if options.tls.server_name is not None:
+        settings.append(("grpc.ssl_target_name_override", options.tls.server_name))
+    return grpc.aio.secure_channel(target, credentials_of(options.tls), options=settings)
 
 
 class Stream:

@@ -59,7 +59,7 @@ def deployment(
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
     monkeypatch.setattr(Replica, "perform_graceful_shutdown", Replica.perform_graceful_shutdown)
     monkeypatch.setattr(ingress, "_watcher", ingress._Watcher())
-    config = row_config(tmp_path, host="0.0.0.0", port=5000)  # noqa: S104 - nothing is bound
+    config = row_config(tmp_path, host="0.0.0.0", port=5000, insecure=True)  # noqa: S104 - nothing is bound
     for name, value in serve_environment(config).items():
         monkeypatch.setenv(name, value)
     handle: Any = directory

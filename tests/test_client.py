@@ -25,7 +25,7 @@ from student_client import (
     TeacherUnavailableError,
     UnsupportedByTeacherError,
 )
-from student_client.options import parse_address
+from student_client.options import Address, parse_address
 from tests.toy import HIDDEN, STUDENT_DIM
 from tests.toy_frames import ids
 
@@ -65,7 +65,9 @@ def _states(batch: int = 2) -> torch.Tensor:
     ],
 )
 def test_an_address_names_replicas(address: str, replicas: tuple[str, ...]) -> None:
-    assert parse_address(address) == replicas
+    assert parse_address(address) == Address(replicas, is_secure=False)
+    secure = parse_address("preceptors://" + address.removeprefix("preceptor://"))
+    assert secure == Address(replicas, is_secure=True)
     assert TeacherClient(address).address == address
 
 

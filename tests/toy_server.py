@@ -15,6 +15,7 @@ import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherServiceServicer_to_server
+from services.teacher.certificates import add_port
 from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
 from services.teacher.graphs import GraphStore
@@ -155,7 +156,7 @@ class ToyServer:
             ]
         )
         add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.port = add_port(self._server, f"127.0.0.1:{self.port}", self.config.tls)
         await self._server.start()
 
 

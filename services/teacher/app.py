@@ -49,7 +49,7 @@ class TeacherDeployment:
 
     def __init__(self, config: ServiceConfig, directory: DeploymentHandle) -> None:
         restrict_listening()
-        watch_replica(self._start_reporting, self._drain)
+        watch_replica(self._start_reporting, self._drain, config.tls)
         self._config = config
         self._directory = directory
         self._reporter: Reporter | None = None
@@ -123,7 +123,7 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
             graceful_shutdown_timeout_s=1.0,
             logging_config={"enable_access_log": False},
         )
-        .bind(socket_address(config.host, config.port))
+        .bind(socket_address(config.host, config.port), config.tls)
     )
     return (
         serve.deployment(TeacherDeployment)

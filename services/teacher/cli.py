@@ -34,6 +34,7 @@ def serve(
     Example: preceptor serve teacher.yaml --port 41500
     """
     settings = _load(config, port)
+    from services.teacher.config import is_loopback
     from services.teacher.local import ServeError, serving
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C by default
@@ -45,6 +46,10 @@ def serve(
             stack.callback(console.print, "stopping")
             if as_json:
                 typer.echo(json.dumps({"address": address, "name": settings.name}))
+            if settings.insecure and settings.tls is None and not is_loopback(settings.host):
+                console.print(
+                    "[bold yellow]insecure:[/] whoever is on the way reads and changes what is said"
+                )
             console.print(f"teacher [bold]{settings.name}[/] is ready at [bold]{address}[/]; Ctrl-C stops it")
             signal.pause()
     except ServeError as error:

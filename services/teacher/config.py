@@ -5,6 +5,7 @@ Paths and import paths come from here only, never from a student.
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,8 @@ __all__ = [
     "ModelConfig",
     "ModuleConfig",
     "ServiceConfig",
+    "TlsConfig",
+    "is_loopback",
 ]
 
 
@@ -181,6 +184,17 @@ class CacheConfig(_Config):
     )
 
 
+class TlsConfig(_Config):
+    """The certificates of a service's ports; they are read anew when the files change."""
+
+    certificate: Path = Field(description="The server's certificate with its chain, PEM.")
+    key: Path = Field(description="Its private key, PEM.")
+    client_ca: Path | None = Field(
+        default=None,
+        description="The authority, PEM, of the certificates that students must show; null: they show none.",
+    )
+
+
 class ServiceConfig(_Config):
     """One teacher service."""
 
@@ -195,6 +209,10 @@ class ServiceConfig(_Config):
         ge=1,
         le=_MAX_PORT,
         description="The directory's port; replicas of a node take those after it.",
+    )
+    tls: TlsConfig | None = Field(default=None, description="Certificates; null: students talk in the clear.")
+    insecure: bool = Field(
+        default=False, description="Whether students from other machines may talk in the clear."
     )
     num_replicas: int = Field(default=1, ge=1, le=64, description="Replicas of the teacher.")
     num_gpus: float = Field(default=0, ge=0, description="GPUs a replica; with one it computes in bfloat16.")
@@ -217,6 +235,15 @@ class ServiceConfig(_Config):
         if not host or "/" in host or "://" in host:
             raise ValueError(f"got {host!r}, expected a host name or an IP address")
         return host
+
+    @model_validator(mode="after")
+    def _check_encryption(self) -> Self:
+        if self.tls is None and not (self.insecure or is_loopback(self.host)):
+            raise ValueError(
+                f"host: got {self.host}, which other machines reach, without `tls`; expected certificates, a "
+                "loopback address, or `insecure: true` in a network where nobody else listens"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_ports(self) -> Self:
@@ -248,4 +275,17 @@ class ServiceConfig(_Config):
         cache = self.cache
         if cache.folder is not None:
             cache = cache.model_copy(update={"folder": folder / cache.folder})
-        return self.model_copy(update={"model": model, "python_path": python_path, "cache": cache})
+        tls = self.tls
+        if tls is not None:
+            files = tls.model_dump(exclude_none=True)
+            tls = tls.model_copy(update={name: folder / path for name, path in files.items()})
+        update = {"model": model, "python_path": python_path, "cache": cache, "tls": tls}
+        return self.model_copy(update=update)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.certificates import add_port
 from services.teacher.directory import Directory
 
 if TYPE_CHECKING:
+    from services.teacher.config import TlsConfig
     from services.teacher.directory import Report
 
 __all__ = ["DirectoryDeployment"]
@@ -30,10 +32,12 @@ class DirectoryDeployment:
 
     Args:
         address: HOST:PORT to listen on.
+        tls: its certificates; None: students ask in the clear.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: TlsConfig | None = None) -> None:
         self._address = address
+        self._tls = tls
         self._directory = Directory()
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
@@ -50,6 +54,10 @@ class DirectoryDeployment:
                 self._server = await self._start()
         return self._directory.report(report)
 
+    async def addresses(self) -> list[str]:
+        """Returns HOST:PORT of all replicas, for those inside the cluster."""
+        return [replica.address for replica in self._directory.find(opens_conversation=False)]
+
     async def find_replicas(
         self,
         request: pb.FindReplicasRequest,
@@ -65,7 +73,7 @@ class DirectoryDeployment:
         """Returns a running server, or None if the port is in use."""
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         try:
-            server.add_insecure_port(self._address)
+            add_port(server, self._address, self._tls)
         except RuntimeError as error:
             if not self._has_warned:
                 logger.warning("nobody can ask for replicas yet: %s", error)

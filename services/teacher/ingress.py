@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ray.serve._private import default_impl
 from ray.serve._private.replica import Replica
 
+from services.teacher.certificates import add_port
 from services.teacher.environment import (
     HOST_VARIABLE,
     MAX_PORT_VARIABLE,
@@ -29,6 +30,8 @@ from services.teacher.environment import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from services.teacher.config import TlsConfig
 
 __all__ = ["restrict_listening", "watch_replica"]
 
@@ -41,6 +44,7 @@ class _Watcher:
 
     on_listening: Callable[[int], None] | None = None
     on_stopping: Callable[[], None] | None = None
+    tls: TlsConfig | None = None
 
 
 _watcher = _Watcher()
@@ -57,14 +61,17 @@ def restrict_listening() -> list[Any]:
     return []
 
 
-def watch_replica(on_listening: Callable[[int], None], on_stopping: Callable[[], None]) -> None:
-    """Makes Serve tell of the replica in this process, on its event loop.
+def watch_replica(
+    on_listening: Callable[[int], None], on_stopping: Callable[[], None], tls: TlsConfig | None = None
+) -> None:
+    """Makes Serve tell of the replica in this process, on its event loop, and listen as is configured.
 
     Args:
         on_listening: called with the port of its gRPC server, just before that is started.
         on_stopping: called when Serve begins to stop it, while it still serves.
+        tls: its certificates, if students are to talk under TLS.
     """
-    _watcher.on_listening, _watcher.on_stopping = on_listening, on_stopping
+    _watcher.on_listening, _watcher.on_stopping, _watcher.tls = on_listening, on_stopping, tls
     Replica.perform_graceful_shutdown = _tell_and_shut_down
 
 
@@ -82,6 +89,6 @@ def _add_grpc_address(server: Any, address: str) -> None:
     port = int(address.rpartition(":")[2])
     first, end = int(os.environ[MIN_PORT_VARIABLE]), int(os.environ[MAX_PORT_VARIABLE])
     if first <= port < end:
-        server.add_insecure_port(socket_address(host, port))
+        add_port(server, socket_address(host, port), _watcher.tls)
         if _watcher.on_listening is not None:
             _watcher.on_listening(port)

@@ -37,7 +37,8 @@ class ServeError(RuntimeError):
 
 def address_of(config: ServiceConfig) -> str:
     """Returns the one address that students use."""
-    return f"preceptor://{socket_address(config.host, config.port)}"
+    scheme = "preceptor" if config.tls is None else "preceptors"
+    return f"{scheme}://{socket_address(config.host, config.port)}"
 
 
 @contextlib.contextmanager
@@ -74,7 +75,10 @@ def serving(
                 serve.run(build_app(config), name=APP_NAME, route_prefix=None)
             except RuntimeError:
                 raise ServeError(f"the teacher did not start: {_reason()}") from None
-            wait_until_ready(config, ready_timeout_s)
+            if config.tls is None:
+                wait_until_ready(config, ready_timeout_s)
+            else:
+                _wait_until_listening(config, ready_timeout_s)
             yield address_of(config)
         finally:
             # Not `serve.shutdown`: other applications may run there, and with our own Ray the rest goes too.
@@ -147,6 +151,34 @@ def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
             f"{address_of(config)} did not answer within {timeout_s:g} s ({error.code().name}: "
             f"{error.details()}); was this Ray started with the environment of docs/serve.md?"
         ) from None
+
+
+def _wait_until_listening(config: ServiceConfig, timeout_s: float) -> None:
+    """Waits until directory and replicas listen; what they answer, under TLS, is for their students to see.
+
+    Raises:
+        ServeError: one does not in time; names it.
+    """
+    from ray import serve
+
+    from services.teacher.app import APP_NAME
+
+    deadline_s = time.monotonic() + timeout_s
+    directory = serve.get_deployment_handle("Directory", APP_NAME)
+    replicas: list[str] = []
+    while len(replicas) < config.num_replicas:
+        if time.monotonic() > deadline_s:
+            raise ServeError(
+                f"{address_of(config)} knows of {len(replicas)} replicas, expected {config.num_replicas}"
+            )
+        replicas = directory.addresses.remote().result(timeout_s=_remaining_s(deadline_s))
+        time.sleep(_POLL_S)
+    for target in (socket_address(config.host, config.port), *replicas):
+        host, _, port = target.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _remaining_s(deadline_s)).close()
+        except OSError as error:
+            raise ServeError(f"{target} does not listen: {error.strerror or error}") from None
 
 
 def find_replicas(config: ServiceConfig, timeout_s: float) -> list[str]:

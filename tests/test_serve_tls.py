@@ -1,0 +1,59 @@
+"""TLS on real Ray Serve: directory and replicas speak nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+import torch
+
+from student_client import ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
+from student_client.options import TlsOptions
+from tests.test_serve import free_port
+from tests.test_tls import tls_of
+from tests.toy_certificates import Authority
+from tests.toy_service import listeners
+from tests.toy_student import row_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.serve
+
+
+def test_students_talk_under_tls_to_all_of_a_service_and_to_none_of_it_in_the_clear(tmp_path: Path) -> None:
+    from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
+
+    authority = Authority(tmp_path, "authority")
+    tls = tls_of(authority, with_clients=True)
+    config = row_config(tmp_path, port=free_port(), num_replicas=2, drain_s=0.5, num_cpus=0.5, tls=tls)
+    certificate, key = authority.issue("student")
+    options = ClientOptions(
+        connect_timeout_s=5,
+        answer_timeout_s=10,
+        tls=TlsOptions(ca_file=authority.ca_file, certificate_file=certificate, key_file=key),
+    )
+    with serving(config) as address:
+        assert address.startswith("preceptors://127.0.0.1:")
+        assert TeacherClient(address, options).describe().teacher.name == config.name
+        quick = ClientOptions(connect_timeout_s=2)
+        for port in range(config.port, config.port + 3):
+            with pytest.raises(TeacherUnavailableError):
+                TeacherClient(f"127.0.0.1:{port}", quick).describe()
+        talk = TeacherTalk.connect(address, student_dim=6, message_dim=4, options=options)
+        states = torch.randn(3, 1, 6, requires_grad=True)
+        before = talk(states).decoded
+        torch.autograd.backward(before.square().sum())
+        ports = range(config.port + 1, config.port + 3)
+        (port,) = {
+            each.raddr.port
+            for each in psutil.Process().net_connections("tcp")
+            if each.status == psutil.CONN_ESTABLISHED and each.raddr.port in ports
+        }
+        (listener,) = listeners(port)
+        os.kill(listener.pid, signal.SIGKILL)
+        assert torch.equal(talk(states).decoded, before)  # from the other one, found under TLS too
+        talk.close()
