@@ -21,11 +21,12 @@ from preceptor.compression import Compression, WireType
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client import background
+from student_client.channel import open_channel
 from student_client.conversation import Conversation
+from student_client.credentials import metadata_of
 from student_client.errors import TeacherError, TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.options import ClientOptions, parse_address
 from student_client.replicas import ReplicaFinder
-from student_client.stream import open_channel
 from student_client.turns import ForwardAnswer, GradientsAnswer, Turn
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class TeacherClient:
             try:
                 stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
                 response: pb.DescribeTeacherResponse = await stub.DescribeTeacher(
-                    pb.DescribeTeacherRequest(), timeout=self.options.connect_timeout_s
+                    pb.DescribeTeacherRequest(),
+                    timeout=self.options.connect_timeout_s,
+                    metadata=metadata_of(self.options, replica),
                 )
             except grpc.aio.AioRpcError as error:
                 problem = f"{replica}: {error.code().name}: {error.details()}"

@@ -251,6 +251,9 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
         for name in names:
             if fields.get(name) is not None:
                 fields[name] = resolve_source(str(fields[name]), folder)
+    options = _section(data, "teacher", "options")
+    if options.get("token_file") is not None:
+        options["token_file"] = folder / str(options["token_file"])
     tls = _section(data, "teacher", "options", "tls")
     for name in ("ca_file", "certificate_file", "key_file"):
         if tls.get(name) is not None:

@@ -94,6 +94,7 @@ _KINDS: dict[pb.Reason, type[TeacherError]] = {
     pb.REASON_UNSUPPORTED: UnsupportedByTeacherError,
     pb.REASON_TEACHER_CHANGED: TeacherChangedError,
     pb.REASON_DRAINING: TeacherUnavailableError,
+    pb.REASON_ACCESS_DENIED: AccessError,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -21,14 +22,23 @@ _STYLES = {"running": "cyan", "done": "green", "failed": "bold red", "stopped": 
 
 
 def fleet_table(name: str, views: Sequence[StudentView]) -> RenderableType:
-    """Returns a table with a row a student, and below it a line for each that has an error to tell of."""
+    """Returns a table with a row a student, and below it a line for each that has an error to tell of.
+
+    "waits" is the share of the time that was spent waiting for the teacher, "tries" the jobs so far.
+    """
     errors = []
     num_done = sum(view.state.state == "done" for view in views)
-    table = Table(title=f"fleet {name}: {num_done} of {len(views)} done", title_justify="left")
-    table.add_column("student", no_wrap=True)
-    table.add_column("state")
-    for column in ("step", "loss", "valid", "test", "examples/s", "waiting for teacher", "restarts"):
-        table.add_column(column, justify="right")
+    table = Table(
+        title=f"fleet {name}: {num_done} of {len(views)} done",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("student", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for column in ("step", "loss", "valid", "test", "ex./s", "waits", "tries"):  # fits 80 columns
+        table.add_column(column, justify="right", no_wrap=True)
     for view in views:
         state, progress = view.state, view.progress
         step = "" if progress.step is None else f"{progress.step}/{progress.num_steps}"
@@ -37,11 +47,11 @@ def fleet_table(name: str, views: Sequence[StudentView]) -> RenderableType:
             f"[{_STYLES[state.state]}]{state.state}[/]",
             step,
             _number(progress.loss),
-            _number(progress.valid) + (f" {progress.metric}" if progress.metric else ""),
+            _number(progress.valid),
             _number(progress.test),
             "" if progress.examples_per_s is None else f"{progress.examples_per_s:.0f}",
             "" if progress.waiting_share is None else f"{progress.waiting_share:.0%}",
-            str(max(state.attempts - 1, 0)),
+            str(state.attempts),
         )
         if state.error:
             errors.append(f"{view.name}: {state.error}")
@@ -49,7 +59,7 @@ def fleet_table(name: str, views: Sequence[StudentView]) -> RenderableType:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def line(view: StudentView) -> str:

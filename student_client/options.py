@@ -54,6 +54,9 @@ class ClientOptions(BaseModel):
     initial_backoff_s: float = Field(default=0.1, gt=0, description="First pause between attempts.")
     max_backoff_s: float = Field(default=2.0, gt=0, description="Longest pause between attempts.")
     max_frame_bytes: int = Field(default=64 * 2**20, ge=4096, description="Largest frame that is received.")
+    token_file: Path | None = Field(
+        default=None, description="The file with the team's token; null: PRECEPTOR_TOKEN, if that is set."
+    )
     tls: TlsOptions | None = Field(
         default=None, description="For preceptors:// addresses; null: the system's authorities."
     )

@@ -12,8 +12,9 @@ import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
+from student_client.channel import open_channel
+from student_client.credentials import metadata_of
 from student_client.errors import AccessError, TeacherError
-from student_client.stream import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ReplicaFinder"]
 
 _QUESTION_TIMEOUT_S = 1.0
+_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -50,19 +52,27 @@ class ReplicaFinder:
 
         Args:
             opens_conversation: whether a conversation is about to be opened at the first of them.
+
+        Raises:
+            AccessError: nobody answered, and one said that this student is not let in.
         """
         refused: list[str] = []
+        denial: AccessError | None = None
         for target in dict.fromkeys((*self._seeds, *self._learned)):
             try:
                 replicas = await self._ask(target, opens_conversation=opens_conversation)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _UNREACHABLE:
+                if error.code() in _DENIED:
+                    denial = AccessError(f"{target}: {error.details()}")
+                elif error.code() not in _UNREACHABLE:
                     refused.append(target)
                 continue
             self._was_answered = True
             if replicas:
                 self._learned = tuple(replicas)
             return self._with_seeds(replicas or [target])
+        if denial is not None:
+            raise denial
         return self._with_seeds(refused)
 
     def refusal(self, code: grpc.StatusCode | None, cause: str) -> TeacherError | None:
@@ -72,7 +82,7 @@ class ReplicaFinder:
             code: the gRPC status it ended with, if it did.
             cause: what happened, for the message.
         """
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        if code in _DENIED:
             return AccessError(cause)
         # Where replicas could be asked for, it is a directory that knows of none for now.
         if code is grpc.StatusCode.UNIMPLEMENTED and not self._was_answered:
@@ -86,6 +96,7 @@ class ReplicaFinder:
             response: pb.FindReplicasResponse = await stub.FindReplicas(
                 pb.FindReplicasRequest(opens_conversation=opens_conversation),
                 timeout=min(_QUESTION_TIMEOUT_S, self._options.connect_timeout_s),
+                metadata=metadata_of(self._options, target),
             )
         finally:
             await channel.close()

@@ -17,9 +17,10 @@ import grpc
 from preceptor.compression import Compression, WireType, encode_named
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
+from student_client.channel import open_channel
+from student_client.credentials import metadata_of
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox
-from student_client.tls import credentials_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
     from student_client.options import ClientOptions
     from student_client.turns import CodecSnapshot, ForwardAnswer, GradientsAnswer, Turn
 
-__all__ = ["Stream", "StreamLostError", "open_channel"]
+__all__ = ["Stream", "StreamLostError"]
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 1.0  # for telling the replica so; the stream ends without it too
 _CODEC_PART_BYTES = 1 << 20
 _MAX_HELD_CODECS = 2  # as many as a replica keeps
-_FRAME_OVERHEAD_BYTES = 64 << 10
 
 AnswerT = TypeVar("AnswerT")
 
@@ -51,22 +51,6 @@ class StreamLostError(Exception):
     def __init__(self, cause: str, code: grpc.StatusCode | None = None) -> None:
         super().__init__(cause)
         self.code = code
-
-
-def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
-    """Returns a channel of its own to one replica; a shared one would wait out gRPC's reconnect back-off."""
-    limit = options.max_frame_bytes + _FRAME_OVERHEAD_BYTES
-    settings: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", limit),
-        ("grpc.max_receive_message_length", limit),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
-    ]
-    if options.tls is None:
-        return grpc.aio.insecure_channel(target, options=settings)
-    if options.tls.server_name is not None:
-        settings.append(("grpc.ssl_target_name_override", options.tls.server_name))
-    return grpc.aio.secure_channel(target, credentials_of(options.tls), options=settings)
 
 
 class Stream:
@@ -94,7 +78,8 @@ class Stream:
             StreamLostError: it can't be reached, or not in time.
             FailedTurnError: it refuses.
         """
-        self._call = TeacherServiceStub(self._channel).Converse()  # type: ignore[no-untyped-call]
+        stub = TeacherServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._call = stub.Converse(metadata=metadata_of(self._options, self.target))
         self._reader = asyncio.create_task(self._read())
         try:
             async with asyncio.timeout(self._options.connect_timeout_s):

@@ -209,10 +209,10 @@ def test_the_table_tells_how_far_each_is(tmp_path: Path) -> None:
     file.write({"kind": "epoch", "metric": "rmse", "valid": 0.875, **where})
     cluster.end("b", "failed", 1, "error: [odd] text")
     fleet.tick()
-    console = Console(width=200, record=True)
+    console = Console(width=80, record=True)
     console.print(fleet_table("test", fleet.views()))
     text = console.export_text()
-    for shown in ("20/80", "0.2500", "0.8750 rmse", "321", "50%", "failed", "[odd] text", "0 of 3 done"):
+    for shown in ("20/80", "0.250", "0.875", "321", "50%", "failed", "[odd] text", "0 of 3 done"):
         assert shown in text
     assert line(fleet.views()[1]) == "b: failed ([odd] text)"
     assert facts(fleet.views()[0])["valid"] == 0.875

@@ -1,16 +1,17 @@
-"""TLS on real Ray Serve: directory and replicas speak nothing else."""
+"""TLS and tokens on real Ray Serve: directory and replicas speak nothing else, and to nobody else."""
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import torch
 
-from student_client import ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
+from services.teacher.tenants import Tenant, Tenants, new_key
+from student_client import AccessError, ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.options import TlsOptions
 from tests.test_serve import free_port
 from tests.test_tls import tls_of
@@ -24,21 +25,30 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.serve
 
 
-def test_students_talk_under_tls_to_all_of_a_service_and_to_none_of_it_in_the_clear(tmp_path: Path) -> None:
+def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) -> None:
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
     authority = Authority(tmp_path, "authority")
     tls = tls_of(authority, with_clients=True)
-    config = row_config(tmp_path, port=free_port(), num_replicas=2, drain_s=0.5, num_cpus=0.5, tls=tls)
+    token, key_of_token = new_key("support")
+    tenants, token_file = tmp_path / "tenants.yaml", tmp_path / "support.token"
+    Tenants(tenants={"support": Tenant(keys=(key_of_token,))}).save(tenants)
+    token_file.write_text(token)
+    trust: dict[str, Any] = {"tls": tls, "tenants": tenants}
+    config = row_config(tmp_path, port=free_port(), num_replicas=2, drain_s=0.5, num_cpus=0.5, **trust)
     certificate, key = authority.issue("student")
     options = ClientOptions(
         connect_timeout_s=5,
         answer_timeout_s=10,
+        token_file=token_file,
         tls=TlsOptions(ca_file=authority.ca_file, certificate_file=certificate, key_file=key),
     )
     with serving(config) as address:
         assert address.startswith("preceptors://127.0.0.1:")
         assert TeacherClient(address, options).describe().teacher.name == config.name
+        nameless = options.model_copy(update={"token_file": None})
+        with pytest.raises(AccessError, match="authorization: got none"):
+            TeacherClient(address, nameless).describe()
         quick = ClientOptions(connect_timeout_s=2)
         for port in range(config.port, config.port + 3):
             with pytest.raises(TeacherUnavailableError):
@@ -57,3 +67,6 @@ def test_students_talk_under_tls_to_all_of_a_service_and_to_none_of_it_in_the_cl
         os.kill(listener.pid, signal.SIGKILL)
         assert torch.equal(talk(states).decoded, before)  # from the other one, found under TLS too
         talk.close()
+        Tenants().save(tenants)
+        with pytest.raises(AccessError, match="not known, or not any more"):
+            TeacherClient(address, options).describe()

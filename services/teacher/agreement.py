@@ -50,8 +50,17 @@ def agree(
     teacher: Teacher,
     limits: LimitsConfig,
     default_split_layer: int,
+    tenant: str | None = None,
 ) -> Agreement:
     """Checks an Open.
+
+    Args:
+        frame: what the student asks for.
+        conversation_id: its conversation's.
+        teacher: whom it asks.
+        limits: what is accepted.
+        default_split_layer: where it names none.
+        tenant: whose it is, where that is known; None: whose it says it is.
 
     Raises:
         FieldError, LimitError, TeacherChangedError: naming the field.
@@ -83,7 +92,7 @@ def agree(
         compression=compression,
         codec_shapes=shapes,
         speaker=Speaker(
-            tenant=frame.tenant or f"{_UNNAMED}{conversation_id}",
+            tenant=tenant or frame.tenant or f"{_UNNAMED}{conversation_id}",
             conversation=conversation_id,
             deterministic=frame.deterministic,
         ),

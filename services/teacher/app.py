@@ -123,7 +123,7 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
             graceful_shutdown_timeout_s=1.0,
             logging_config={"enable_access_log": False},
         )
-        .bind(socket_address(config.host, config.port), config.tls)
+        .bind(socket_address(config.host, config.port), config.tls, config.tenants)
     )
     return (
         serve.deployment(TeacherDeployment)

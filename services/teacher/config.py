@@ -211,6 +211,9 @@ class ServiceConfig(_Config):
         description="The directory's port; replicas of a node take those after it.",
     )
     tls: TlsConfig | None = Field(default=None, description="Certificates; null: students talk in the clear.")
+    tenants: Path | None = Field(
+        default=None, description="The file of `preceptor tenant`; null: whoever reaches the ports may talk."
+    )
     insecure: bool = Field(
         default=False, description="Whether students from other machines may talk in the clear."
     )
@@ -279,7 +282,8 @@ class ServiceConfig(_Config):
         if tls is not None:
             files = tls.model_dump(exclude_none=True)
             tls = tls.model_copy(update={name: folder / path for name, path in files.items()})
-        update = {"model": model, "python_path": python_path, "cache": cache, "tls": tls}
+        tenants = None if self.tenants is None else folder / self.tenants
+        update = {"model": model, "python_path": python_path, "cache": cache, "tls": tls, "tenants": tenants}
         return self.model_copy(update=update)
 
 

@@ -55,6 +55,7 @@ class Conversation:
         limits: what is accepted.
         default_split_layer: the talking layer of students who name none.
         send: takes the answers, on the event loop.
+        tenant: whose it is, where that is known; None: whose it says it is.
 
     Attributes:
         closed: whether the student sent Close, or was cut off.
@@ -68,8 +69,10 @@ class Conversation:
         limits: LimitsConfig,
         default_split_layer: int,
         send: Callable[[pb.ConverseResponse], None],
+        tenant: str | None = None,
     ) -> None:
         self.conversation_id = conversation_id
+        self.tenant = tenant
         self._engine = engine
         self._limits = limits
         self._default_split_layer = default_split_layer
@@ -152,7 +155,7 @@ class Conversation:
         if self._agreement is not None:
             raise ProtocolError("open: got a second one, expected one a conversation")
         teacher, default = self._engine.teacher, self._default_split_layer
-        self._agreement = agree(frame, self.conversation_id, teacher, self._limits, default)
+        self._agreement = agree(frame, self.conversation_id, teacher, self._limits, default, self.tenant)
         self._compression = self._agreement.compression
         self._send(answers.opened(self._agreement, teacher.facts, self._limits, default))
 

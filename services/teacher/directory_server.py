@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.access import is_denied
 from services.teacher.certificates import add_port
 from services.teacher.directory import Directory
+from services.teacher.tenants import Gate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from services.teacher.config import TlsConfig
     from services.teacher.directory import Report
 
@@ -33,11 +37,13 @@ class DirectoryDeployment:
     Args:
         address: HOST:PORT to listen on.
         tls: its certificates; None: students ask in the clear.
+        tenants: the file of those who may ask; None: whoever comes.
     """
 
-    def __init__(self, address: str, tls: TlsConfig | None = None) -> None:
+    def __init__(self, address: str, tls: TlsConfig | None = None, tenants: Path | None = None) -> None:
         self._address = address
         self._tls = tls
+        self._gate = None if tenants is None else Gate(tenants)
         self._directory = Directory()
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
@@ -64,6 +70,8 @@ class DirectoryDeployment:
         context: grpc.aio.ServicerContext[pb.FindReplicasRequest, pb.FindReplicasResponse],
     ) -> pb.FindReplicasResponse:
         """See `TeacherService`; an empty list would say that conversations are held here."""
+        if is_denied(self._gate, context):
+            return pb.FindReplicasResponse()
         replicas = self._directory.find(opens_conversation=request.opens_conversation)
         if not replicas:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no replica is up")

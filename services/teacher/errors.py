@@ -11,6 +11,7 @@ Errors:
     ├── CodecConflictError         the codec version was used with other content
     ├── TeacherChangedError        not the teacher the student expects
     ├── DrainingError              this replica is going away
+    ├── AccessDeniedError          no token, or none that is good
     └── OverloadedError            the queue is full; has retry_after_s
 
 Errors of `preceptor.wire` and of the model families are mapped by `failure_of`; any other exception is a
@@ -26,6 +27,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.families.base import InputsError, UnsupportedError
 
 __all__ = [
+    "AccessDeniedError",
     "CodecConflictError",
     "DrainingError",
     "FieldError",
@@ -52,6 +54,7 @@ class Status(IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class TurnError(Exception):
@@ -122,6 +125,13 @@ class DrainingError(TurnError):
 
     reason = pb.REASON_DRAINING
     status = Status.UNAVAILABLE
+
+
+class AccessDeniedError(TurnError):
+    """The caller showed no token, or none that is good (any more)."""
+
+    reason = pb.REASON_ACCESS_DENIED
+    status = Status.UNAUTHENTICATED
 
 
 class OverloadedError(TurnError):

@@ -75,7 +75,7 @@ def serving(
                 serve.run(build_app(config), name=APP_NAME, route_prefix=None)
             except RuntimeError:
                 raise ServeError(f"the teacher did not start: {_reason()}") from None
-            if config.tls is None:
+            if config.tls is None and config.tenants is None:
                 wait_until_ready(config, ready_timeout_s)
             else:
                 _wait_until_listening(config, ready_timeout_s)
@@ -154,7 +154,7 @@ def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
 
 
 def _wait_until_listening(config: ServiceConfig, timeout_s: float) -> None:
-    """Waits until directory and replicas listen; what they answer, under TLS, is for their students to see.
+    """Waits until directory and replicas listen, for a service that answers its students only.
 
     Raises:
         ServeError: one does not in time; names it.

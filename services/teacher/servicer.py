@@ -13,23 +13,34 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.access import is_denied, metadata_of
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.directory import Directory, Report
-from services.teacher.errors import DrainingError, OverloadedError, ProtocolError, failure_of
+from services.teacher.errors import (
+    AccessDeniedError,
+    DrainingError,
+    OverloadedError,
+    ProtocolError,
+    TurnError,
+    failure_of,
+)
 from services.teacher.outbox import Outbox
+from services.teacher.tenants import Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from services.teacher.config import ServiceConfig
     from services.teacher.engine import Engine
+    from services.teacher.tenants import Pass
 
 __all__ = ["TeacherServicer"]
 
 logger = logging.getLogger(__name__)
 
 _FIRST_FRAME_S = 5.0
+_PASS_CHECK_S = 1.0
 
 
 class TeacherServicer:
@@ -48,16 +59,19 @@ class TeacherServicer:
         if self._default_split_layer > num_layers:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
         self._directory = Directory.copy()
-        self._outboxes: set[Outbox] = set()
+        self._gate = None if config.tenants is None else Gate(config.tenants)
+        self._outboxes: dict[Outbox, str] = {}  # to their tenants, where those are known
         self._readings: set[asyncio.Timeout] = set()
         self._closes_at_s: float | None = None  # on the loop's clock; set while draining
 
     async def DescribeTeacher(  # noqa: N802 - Ray Serve and gRPC look methods up by RPC name
         self,
         request: pb.DescribeTeacherRequest,  # noqa: ARG002
-        grpc_context: Any = None,  # noqa: ARG002
+        grpc_context: Any = None,
     ) -> pb.DescribeTeacherResponse:
         """Says what the teacher is and what it accepts."""
+        if is_denied(self._gate, grpc_context):
+            return pb.DescribeTeacherResponse()
         return pb.DescribeTeacherResponse(
             teacher=describe_teacher(self._engine.teacher.facts, self._default_split_layer),
             limits=describe_limits(self._limits),
@@ -66,9 +80,11 @@ class TeacherServicer:
     async def FindReplicas(  # noqa: N802
         self,
         request: pb.FindReplicasRequest,
-        grpc_context: Any = None,  # noqa: ARG002
+        grpc_context: Any = None,
     ) -> pb.FindReplicasResponse:
         """Says which replicas there are, as far as this one was told; none if it knows of none."""
+        if is_denied(self._gate, grpc_context):
+            return pb.FindReplicasResponse()
         return pb.FindReplicasResponse(
             replicas=self._directory.find(opens_conversation=request.opens_conversation)
         )
@@ -76,16 +92,20 @@ class TeacherServicer:
     async def Converse(  # noqa: N802
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
-        grpc_context: Any = None,  # noqa: ARG002
+        grpc_context: Any = None,
     ) -> AsyncIterator[pb.ConverseResponse]:
         """Holds one conversation; ends when the student has closed it and every turn is answered."""
-        refusal = self._refusal()
-        if refusal is not None:
+        shown: Pass | None = None
+        try:
+            if self._gate is not None:
+                shown = self._gate.admit(metadata_of(grpc_context))
+            self._check_room(shown)
+        except TurnError as error:
             # A stream that ends before its first frame was read fails the student's write, not the opening.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST_FRAME_S):
                     await anext(aiter(request_stream), None)
-            yield refusal
+            yield pb.ConverseResponse(failed=failure_of(error))
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
         conversation = Conversation(
@@ -94,14 +114,15 @@ class TeacherServicer:
             limits=self._limits,
             default_split_layer=self._default_split_layer,
             send=outbox.put,
+            tenant=None if shown is None else shown.tenant,
         )
-        self._outboxes.add(outbox)
-        reader = asyncio.create_task(self._read(request_stream, conversation, outbox))
+        self._outboxes[outbox] = conversation.tenant or ""
+        reader = asyncio.create_task(self._read(request_stream, conversation, outbox, shown))
         try:
             async for answer in outbox.answers():
                 yield answer
         finally:
-            self._outboxes.discard(outbox)
+            del self._outboxes[outbox]
             conversation.give_up()
             reader.cancel()
             await asyncio.wait([reader])
@@ -111,10 +132,11 @@ class TeacherServicer:
         request_stream: AsyncIterator[pb.ConverseRequest],
         conversation: Conversation,
         outbox: Outbox,
+        shown: Pass | None,
     ) -> None:
         """Feeds the conversation until it is done, gone or out of time, then lets its turns be answered."""
         try:
-            await self._feed(request_stream, conversation, outbox)
+            await self._feed(request_stream, conversation, outbox, shown)
             await conversation.settle()
         except Exception:  # the stream broke, or its bytes are no frame
             logger.exception("conversation %s: the stream broke", conversation.conversation_id)
@@ -128,9 +150,11 @@ class TeacherServicer:
         request_stream: AsyncIterator[pb.ConverseRequest],
         conversation: Conversation,
         outbox: Outbox,
+        shown: Pass | None,
     ) -> None:
-        """Reads frames until the student closes or ends the stream, or until a drain's time is over."""
+        """Reads frames until the student closes or ends the stream, a drain is over or a pass has ended."""
         reading = asyncio.timeout_at(self._closes_at_s)
+        watch = None if shown is None else asyncio.create_task(self._watch(shown, reading, outbox))
         try:
             async with reading:
                 self._readings.add(reading)
@@ -144,18 +168,31 @@ class TeacherServicer:
                 raise
         finally:
             self._readings.discard(reading)
+            if watch is not None:
+                watch.cancel()
 
-    def _refusal(self) -> pb.ConverseResponse | None:
-        """Returns why no new conversation is taken, or None if one is."""
-        failed = None
+    async def _watch(self, shown: Pass, reading: asyncio.Timeout, outbox: Outbox) -> None:
+        """Ends a conversation once its pass does; turns that were taken are answered still."""
+        while self._gate is not None and self._gate.allows(shown):  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(_PASS_CHECK_S)
+        denied = failure_of(AccessDeniedError("authorization: the token was revoked or has expired"))
+        outbox.put(pb.ConverseResponse(failed=denied))
+        reading.reschedule(asyncio.get_running_loop().time())
+
+    def _check_room(self, shown: Pass | None) -> None:
+        """Raises why no new conversation is taken, if none is."""
         if self._closes_at_s is not None:
-            failed = failure_of(DrainingError("this replica is going away; open a conversation elsewhere"))
-        elif len(self._outboxes) >= self._limits.max_conversations:
-            limit = self._limits.max_conversations
-            failed = failure_of(
-                OverloadedError(f"conversations: got one more, expected at most {limit}", 1.0)
-            )
-        return None if failed is None else pb.ConverseResponse(failed=failed)
+            raise DrainingError("this replica is going away; open a conversation elsewhere")
+        limit = self._limits.max_conversations
+        if len(self._outboxes) >= limit:
+            raise OverloadedError(f"conversations: got one more, expected at most {limit}", 1.0)
+        own = None if shown is None else shown.max_conversations
+        if shown is not None and own is not None:
+            num_own = sum(tenant == shown.tenant for tenant in self._outboxes.values())
+            if num_own >= own:
+                raise OverloadedError(
+                    f"conversations of {shown.tenant}: got one more, expected at most {own}", 1.0
+                )
 
     def report(self, address: str) -> Report:
         """Returns how this replica, whose students reach it at `address`, is now."""

@@ -57,6 +57,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_OVERLOADED: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_DRAINING: _ClassVar[Reason]
+    REASON_ACCESS_DENIED: _ClassVar[Reason]
 
 class GraphSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -98,6 +99,7 @@ REASON_TEACHER_CHANGED: Reason
 REASON_OVERLOADED: Reason
 REASON_INTERNAL: Reason
 REASON_DRAINING: Reason
+REASON_ACCESS_DENIED: Reason
 GRAPH_SOURCE_UNSPECIFIED: GraphSource
 GRAPH_SOURCE_RETAINED: GraphSource
 GRAPH_SOURCE_RECOMPUTED: GraphSource

@@ -1,0 +1,119 @@
+"""`preceptor tenant`: who may talk to a teacher."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from preceptor.cli import EXIT_USAGE, config_errors, console, fail
+from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, new_key
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say who may talk to a teacher: teams, each with a token. A running service sees the changes.",
+)
+
+File = Annotated[
+    Path, typer.Argument(help="The file of tenants; `tenants` of the service's config names it.")
+]
+Name = Annotated[str, typer.Argument(help="A team: small letters, digits, - and _.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command("add")
+def add(
+    file: File,
+    name: Name,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default: never.")] = None,
+    max_conversations: Annotated[
+        int | None, typer.Option(min=1, help="Conversations at a time, a replica; default: no limit.")
+    ] = None,
+) -> None:
+    """Add a team and print its token, which is shown this once.
+
+    Example: preceptor tenant add tenants.yaml support > support.token
+    """
+    if TENANT_NAME.fullmatch(name) is None:
+        fail(f"NAME: got {name!r}, expected small letters, digits, - and _", EXIT_USAGE)
+    tenants = _load(file) if file.exists() else Tenants()
+    if name in tenants.tenants and tenants.tenants[name].keys:
+        fail(f"{name}: is there already; `rotate` gives it a new token", EXIT_USAGE)
+    token, key = new_key(name)
+    expires = None if days is None else _in(days * 24)
+    tenants.changed(name, Tenant(keys=(key,), expires=expires, max_conversations=max_conversations)).save(
+        file
+    )
+    typer.echo(token)
+
+
+@app.command("list")
+def list_(file: File, as_json: Json = False) -> None:
+    """Show the teams."""
+    tenants = _load(file).tenants
+    facts = [
+        {
+            "name": name,
+            "tokens": len(tenant.keys),
+            "expires": None if tenant.expires is None else tenant.expires.isoformat(timespec="minutes"),
+            "max_conversations": tenant.max_conversations,
+        }
+        for name, tenant in tenants.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table("tenant", "tokens", "expires", "conversations at most")
+    for each in facts:
+        table.add_row(*("" if value is None else str(value) for value in each.values()))
+    console.print(table)
+
+
+@app.command("rotate")
+def rotate(
+    file: File,
+    name: Name,
+    keep_hours: Annotated[float, typer.Option(min=0, help="Hours that tokens before it stay good.")] = 24.0,
+) -> None:
+    """Give a team a new token and print it; those before it end after a while."""
+    tenants = _load(file)
+    tenant = _find(tenants, name)
+    token, key = new_key(name)
+    end = _in(keep_hours)
+    kept = tuple(_ending(each, end) for each in tenant.keys) if keep_hours else ()
+    tenants.changed(name, tenant.model_copy(update={"keys": (key, *kept)})).save(file)
+    typer.echo(token)
+
+
+@app.command("revoke")
+def revoke(file: File, name: Name) -> None:
+    """End all tokens of a team, and its open conversations within seconds."""
+    tenants = _load(file)
+    tenants.changed(name, _find(tenants, name).model_copy(update={"keys": ()})).save(file)
+    console.print(f"{name}: revoked")
+
+
+def _ending(key: TenantKey, end: datetime) -> TenantKey:
+    expires = end if key.expires is None else min(key.expires, end)
+    return key.model_copy(update={"expires": expires})
+
+
+def _in(hours: float) -> datetime:
+    return datetime.now(UTC) + timedelta(hours=hours)
+
+
+def _load(file: Path) -> Tenants:
+    with config_errors(file):
+        return Tenants.load(file)
+
+
+def _find(tenants: Tenants, name: str) -> Tenant:
+    if name not in tenants.tenants:
+        fail(f"NAME: got {name!r}, expected one of {', '.join(tenants.tenants) or 'none'}", EXIT_USAGE)
+    return tenants.tenants[name]

@@ -1,0 +1,32 @@
+"""Channels to replicas and directories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from student_client.credentials import credentials_of
+
+if TYPE_CHECKING:
+    from student_client.options import ClientOptions
+
+__all__ = ["open_channel"]
+
+_FRAME_OVERHEAD_BYTES = 64 << 10
+
+
+def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
+    """Returns a channel of its own to one replica; a shared one would wait out gRPC's reconnect back-off."""
+    limit = options.max_frame_bytes + _FRAME_OVERHEAD_BYTES
+    settings: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", limit),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if options.tls is None:
+        return grpc.aio.insecure_channel(target, options=settings)
+    if options.tls.server_name is not None:
+        settings.append(("grpc.ssl_target_name_override", options.tls.server_name))
+    return grpc.aio.secure_channel(target, credentials_of(options.tls), options=settings)

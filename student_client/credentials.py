@@ -1,0 +1,73 @@
+"""How a client shows who it is, and knows the teacher: TLS, and the team's token."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from student_client.errors import AccessError
+
+if TYPE_CHECKING:
+    from student_client.options import ClientOptions, TlsOptions
+
+__all__ = ["credentials_of", "metadata_of"]
+
+_TOKEN_VARIABLE = "PRECEPTOR_TOKEN"  # noqa: S105 - its name
+
+
+def credentials_of(options: TlsOptions) -> grpc.ChannelCredentials:
+    """Reads what a channel needs to know the teacher and to be known by it.
+
+    Raises:
+        AccessError: a file can't be read.
+    """
+    try:
+        authorities = _system_authorities() if options.ca_file is None else options.ca_file.read_bytes()
+        key = None if options.key_file is None else options.key_file.read_bytes()
+        chain = None if options.certificate_file is None else options.certificate_file.read_bytes()
+    except OSError as error:
+        raise AccessError(f"options.tls: {error.filename} can't be read: {error.strerror}") from None
+    return grpc.ssl_channel_credentials(authorities, key, chain)
+
+
+def _system_authorities() -> bytes | None:
+    """Returns the certificates that this machine trusts; None, gRPC's own list, if it has no file of them."""
+    paths = ssl.get_default_verify_paths()
+    for name in (paths.cafile, paths.openssl_cafile):
+        if name and Path(name).is_file():
+            return Path(name).read_bytes()
+    return None
+
+
+def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata of a call: the team's token, if there is one.
+
+    Raises:
+        AccessError: its file can't be read, or others on the way would read it.
+    """
+    if options.token_file is None:
+        token = os.environ.get(_TOKEN_VARIABLE, "")
+    else:
+        try:
+            token = options.token_file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise AccessError(f"token_file: {error.filename} can't be read: {error.strerror}") from None
+    token = token.strip()
+    if not token:
+        return ()
+    if options.tls is None and not _is_loopback(target):
+        raise AccessError(f"token: not shown to {target} in the clear; expected a preceptors:// address")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def _is_loopback(target: str) -> bool:
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
