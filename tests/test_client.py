@@ -233,7 +233,7 @@ def test_two_threads_share_a_conversation(server: ToyServer, connect: Callable[.
     with ThreadPoolExecutor(2) as pool:
         got = list(pool.map(lambda batch: talk(batch).decoded, batches))
     assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
-    server.wait_until(lambda: len(server.servicer._outboxes) == 1)
+    server.wait_until(lambda: len(server.servicer._visits) == 1)
 
 
 def test_closing_ends_the_conversation_and_the_next_turn_starts_another(
@@ -244,7 +244,7 @@ def test_closing_ends_the_conversation_and_the_next_turn_starts_another(
     talk.close()
     first = talk(_states())
     talk.close()
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
     torch.autograd.backward(first.decoded.sum())  # a turn of the closed conversation is replayed
     assert talk.get_parameter("student_encoder.body.weight").grad is not None
     assert torch.equal(talk(_states()).decoded, first.decoded)
@@ -264,7 +264,7 @@ def test_a_turn_in_flight_learns_that_its_conversation_was_closed(
     with pytest.raises(TeacherUnavailableError, match="closed by the student"):
         pending.result()
     server.queue.gate.set()
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda talk: pickle.loads(pickle.dumps(talk))])  # noqa: S301

@@ -96,6 +96,7 @@ def test_nothing_is_taken_after_close(case: Case, engine: Engine) -> None:
 def test_every_refusal_has_a_case() -> None:
     covered = {case.reason for case in CASES}
     elsewhere = {pb.REASON_UNSPECIFIED, pb.REASON_OVERLOADED, pb.REASON_INTERNAL, pb.REASON_DRAINING}
+    elsewhere |= {pb.REASON_ACCESS_DENIED}  # test_tenant_access.py
     assert covered | elsewhere == set(pb.Reason.values())
 
 

@@ -51,7 +51,7 @@ def test_a_drain_ends_conversations_in_time_and_answers_what_they_asked(
         student.send(exchange(3))  # too late
         server.queue.gate.set()
         assert [answer.reply.turn for answer in student.rest()] == [1, 2]
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
 
 
 def test_a_replica_says_how_it_is(start_server: Callable[..., ToyServer]) -> None:

@@ -33,6 +33,7 @@ RAISED = {
     pb.REASON_OVERLOADED: errors.OverloadedError,
     pb.REASON_INTERNAL: errors.TeacherError,
     pb.REASON_DRAINING: errors.TeacherUnavailableError,
+    pb.REASON_ACCESS_DENIED: errors.AccessError,
     pb.REASON_UNSPECIFIED: errors.TeacherError,
 }
 KINDS = [getattr(errors, name) for name in errors.__all__ if name != "error_of"]

@@ -138,7 +138,7 @@ def test_a_draining_replica_is_left_without_an_error(
     first.wait_until(lambda: not stream.usable)  # type: ignore[union-attr]
     assert _equal(_gradients(talk), undisturbed)
     assert _in_use(talk, servers) is not first
-    first.wait_until(lambda: not first.servicer._outboxes)
+    first.wait_until(lambda: not first.servicer._visits)
 
 
 def test_turns_in_flight_are_answered_by_the_draining_replica(

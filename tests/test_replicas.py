@@ -193,7 +193,7 @@ def test_a_draining_replica_answers_its_turns_and_new_ones_go_elsewhere(
     first.queue.gate.set()
     heard = old.result()
     assert torch.equal(heard.decoded, expected)
-    first.wait_until(lambda: not first.servicer._outboxes)  # the last answer closed the stream
+    first.wait_until(lambda: not first.servicer._visits)  # the last answer closed the stream
     torch.autograd.backward(heard.decoded.sum())
     assert talk.conversation.num_reconnects == 1
 

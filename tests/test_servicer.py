@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def _is_empty(server: ToyServer) -> bool:
-    return not server.servicer._outboxes and len(server.engine.graphs) == 0
+    return not server.servicer._visits and len(server.engine.graphs) == 0
 
 
 def test_the_teacher_is_described(server: ToyServer, tiny_teacher: Teacher) -> None:
@@ -168,7 +168,7 @@ def test_a_student_that_vanishes_leaves_nothing(start_server: Callable[..., ToyS
         server.queue.gate.clear()
         student.send(exchange(2), exchange(3), observe(4))
         server.queue.await_arrivals(4)
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
     server.queue.gate.set()
     server.wait_until(lambda: _is_empty(server))
     assert server.engine.graphs.num_bytes == 0

@@ -63,7 +63,7 @@ def test_two_who_close_retired_streams_together_do_not_meet(server: ToyServer) -
         assert conversation._retired == []
 
     background.run(run())
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(ReplicaFinder, "find"), (Stream, "start")])
@@ -85,7 +85,7 @@ def test_a_conversation_closed_while_it_looks_for_a_replica_stays_closed(
             await conversation.forward(_turn())
 
     background.run(run())
-    server.wait_until(lambda: not server.servicer._outboxes)
+    server.wait_until(lambda: not server.servicer._visits)
 
 
 def test_an_answer_that_cannot_be_taken_loses_the_stream(

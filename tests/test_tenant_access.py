@@ -11,9 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from services.teacher.errors import AccessDeniedError
 from services.teacher.tenant_cli import app
-from services.teacher.tenants import Gate, Tenant, TenantKey, Tenants, new_key
+from services.teacher.tenants import AccessDeniedError, Gate, Tenant, TenantKey, Tenants, new_key
 from student_client import AccessError, ClientOptions, OverloadedError, TeacherClient
 from student_client.config import TrainConfig
 from student_client.credentials import metadata_of
@@ -187,7 +186,7 @@ def test_without_a_good_token_nothing_is_said_and_nothing_computed(
             TeacherClient(guarded.address, options).describe()
         with pytest.raises(AccessError, match="authorization: got"):
             connect(guarded.address, options=options)(torch.randn(1, 2, STUDENT_DIM))
-    assert guarded.servicer._outboxes == {}
+    assert guarded.servicer._visits == {}
     monkeypatch.setenv("PRECEPTOR_TOKEN", invoke("add", file, "support"))
     assert TeacherClient(guarded.address, ClientOptions(**HASTE)).describe().teacher.name
     connect(guarded.address)(torch.randn(1, 2, STUDENT_DIM))
@@ -199,7 +198,7 @@ def test_a_team_is_whom_its_token_names_whatever_it_says(
     options = options_of(file, invoke("add", file, "support"))
     talk = connect(guarded.address, options=options, tenant="sales")
     torch.autograd.backward(talk(torch.randn(1, 2, STUDENT_DIM)).decoded.sum())
-    assert list(guarded.servicer._outboxes.values()) == ["support"]
+    assert [visit.conversation.tenant for visit in guarded.servicer._visits.values()] == ["support"]
 
 
 def test_a_revoked_teams_conversations_end_and_others_go_on(
@@ -210,7 +209,7 @@ def test_a_revoked_teams_conversations_end_and_others_go_on(
     for talk in talks:
         talk(states)
     invoke("revoke", file, "a")
-    guarded.wait_until(lambda: len(guarded.servicer._outboxes) == 1)
+    guarded.wait_until(lambda: len(guarded.servicer._visits) == 1)
     with pytest.raises(AccessError, match="authorization"):
         talks[0](states)
     talks[1](states)

@@ -6,19 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.teacher.errors import AccessDeniedError
+from services.teacher.audit import audit
+from services.teacher.tenants import AccessDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.teacher.tenants import Gate
 
-__all__ = ["is_denied", "metadata_of"]
+__all__ = ["is_denied", "metadata_of", "peer_of"]
 
 
 def metadata_of(context: Any) -> Iterable[tuple[str, str | bytes]]:
     """Returns the metadata of a call; none without a context."""
     return () if context is None else context.invocation_metadata() or ()
+
+
+def peer_of(context: Any) -> str:
+    """Returns where a call comes from, as its server says; empty without a context."""
+    return "" if context is None else str(context.peer())
 
 
 def is_denied(gate: Gate | None, context: Any) -> bool:
@@ -28,6 +34,7 @@ def is_denied(gate: Gate | None, context: Any) -> bool:
     try:
         gate.admit(metadata_of(context))
     except AccessDeniedError as error:
+        audit("refused", tenant="", peer=peer_of(context), why=str(error))
         if context is not None:
             context.set_code(grpc.StatusCode.UNAUTHENTICATED)
             context.set_details(str(error))

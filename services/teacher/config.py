@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from preceptor.settings import read_fields
+from services.teacher.limits import LimitsConfig
 
 __all__ = [
     "CacheConfig",
@@ -90,43 +91,6 @@ class ModuleConfig(_Config):
 
 
 ModelConfig = Annotated[EncoderConfig | DecoderConfig | ModuleConfig, Field(discriminator="family")]
-
-
-class LimitsConfig(_Config):
-    """What the service accepts; beyond it a frame is refused."""
-
-    max_frame_bytes: int = Field(default=16 * 2**20, ge=4096, description="Bytes of one frame.")
-    max_batch_size: int = Field(default=1024, ge=1, description="Rows of one message or input.")
-    max_message_len: int = Field(default=512, ge=1, description="Positions of one message.")
-    max_message_dim: int = Field(default=4096, ge=1, description="Width of a message.")
-    max_input_len: int = Field(default=512, ge=1, description="Positions of one input; longer texts are cut.")
-    max_text_characters: int = Field(default=2**19, ge=1, description="Characters of all texts of one turn.")
-    max_turn_tokens: int = Field(default=2**17, ge=1, description="Rows x positions that one turn computes.")
-    max_turns_in_flight: int = Field(default=32, ge=1, description="Unanswered turns of one conversation.")
-    max_retained_turns: int = Field(default=64, ge=1, description="Turns kept for gradients, a conversation.")
-    max_kept_bytes: int = Field(
-        default=256 * 2**20, ge=0, description="Bytes of turns and codecs kept, a conversation."
-    )
-    max_codec_parameters: int = Field(default=16 * 10**6, ge=1, description="Parameters of a codec.")
-    max_queued_tokens: int = Field(
-        default=2**20,
-        ge=1,
-        description="Positions waiting for the teacher, a replica; past it: come back later.",
-    )
-    credit_bytes: int = Field(
-        default=64 * 2**20, ge=8192, description="Bytes a student may send before they are answered."
-    )
-    max_conversations: int = Field(default=256, ge=1, description="Conversations, a replica.")
-
-    @model_validator(mode="after")
-    def _check_credit(self) -> Self:
-        # Three quarters of it are with a student whose frames are all answered (see `credit`).
-        if self.credit_bytes < 2 * self.max_frame_bytes:
-            raise ValueError(
-                f"credit_bytes: got {self.credit_bytes}, expected at least twice max_frame_bytes, "
-                f"{2 * self.max_frame_bytes}"
-            )
-        return self
 
 
 class EngineConfig(_Config):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from preceptor.compression import Compression
@@ -39,11 +40,20 @@ if TYPE_CHECKING:
     from services.teacher.engine import Engine
     from services.teacher.work import ForwardResult, GradientsResult, Turn
 
-__all__ = ["Conversation"]
+__all__ = ["Conversation", "Tally"]
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
+
+
+@dataclass
+class Tally:
+    """What a conversation asked for: turns and their tokens, replays included, and bytes of all frames."""
+
+    turns: int = 0
+    tokens: int = 0
+    bytes: int = 0
 
 
 class Conversation:
@@ -56,9 +66,11 @@ class Conversation:
         default_split_layer: the talking layer of students who name none.
         send: takes the answers, on the event loop.
         tenant: whose it is, where that is known; None: whose it says it is.
+        charge: called with the tokens of each turn before it is computed; may refuse it.
 
     Attributes:
         closed: whether the student sent Close, or was cut off.
+        tally: what was asked for.
     """
 
     def __init__(
@@ -70,9 +82,12 @@ class Conversation:
         default_split_layer: int,
         send: Callable[[pb.ConverseResponse], None],
         tenant: str | None = None,
+        charge: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.conversation_id = conversation_id
-        self.tenant = tenant
+        self.tally = Tally()
+        self._known_tenant = tenant
+        self._charge = charge
         self._engine = engine
         self._limits = limits
         self._default_split_layer = default_split_layer
@@ -88,12 +103,29 @@ class Conversation:
         self.closed = False
         self._gone = False
 
+    @property
+    def tenant(self) -> str:
+        """Whose it is; empty as long as nobody has said so."""
+        return self._agreement.speaker.tenant if self._agreement is not None else self._known_tenant or ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the student's Open was accepted."""
+        return self._agreement is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns wait for their answers."""
+        return not self._idle.is_set()
+
     def receive(self, frame: pb.ConverseRequest) -> None:
         """Takes one frame; every answer, also to frames that can't be served, goes through `send`."""
         kind = frame.WhichOneof("frame")
         content = getattr(frame, kind) if kind else None
         version = content.version if isinstance(content, pb.SetCodec) else 0
-        cost = 0 if isinstance(content, pb.Open | pb.Close) else frame.ByteSize()
+        num_bytes = frame.ByteSize()
+        self.tally.bytes += num_bytes
+        cost = 0 if isinstance(content, pb.Open | pb.Close) else num_bytes
         if not self._credit.spend(cost):
             self.closed = True
             self._fail(
@@ -155,7 +187,9 @@ class Conversation:
         if self._agreement is not None:
             raise ProtocolError("open: got a second one, expected one a conversation")
         teacher, default = self._engine.teacher, self._default_split_layer
-        self._agreement = agree(frame, self.conversation_id, teacher, self._limits, default, self.tenant)
+        self._agreement = agree(
+            frame, self.conversation_id, teacher, self._limits, default, self._known_tenant
+        )
         self._compression = self._agreement.compression
         self._send(answers.opened(self._agreement, teacher.facts, self._limits, default))
 
@@ -179,6 +213,9 @@ class Conversation:
         elif kept.digest != digest:
             raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
         self._check_room()
+        self._charge(kept.turn.num_tokens)
+        self.tally.turns += 1
+        self.tally.tokens += kept.turn.num_tokens
         number, answered = frame.turn, kept
         future = self._engine.forward(kept.turn)
         if not (isinstance(frame, pb.Observe) and frame.ahead):  # nothing can follow it

@@ -11,11 +11,10 @@ Errors:
     ├── CodecConflictError         the codec version was used with other content
     ├── TeacherChangedError        not the teacher the student expects
     ├── DrainingError              this replica is going away
-    ├── AccessDeniedError          no token, or none that is good
     └── OverloadedError            the queue is full; has retry_after_s
 
-Errors of `preceptor.wire` and of the model families are mapped by `failure_of`; any other exception is a
-defect of the service. This module knows the gRPC status numbers but not gRPC.
+Errors of `preceptor.wire`, of the model families and of the gate are mapped by `failure_of`; any other
+exception is a defect of the service. This module knows the gRPC status numbers but not gRPC.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from enum import IntEnum
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.families.base import InputsError, UnsupportedError
+from services.teacher.tenants import AccessDeniedError
 
 __all__ = [
-    "AccessDeniedError",
     "CodecConflictError",
     "DrainingError",
     "FieldError",
@@ -127,13 +126,6 @@ class DrainingError(TurnError):
     status = Status.UNAVAILABLE
 
 
-class AccessDeniedError(TurnError):
-    """The caller showed no token, or none that is good (any more)."""
-
-    reason = pb.REASON_ACCESS_DENIED
-    status = Status.UNAUTHENTICATED
-
-
 class OverloadedError(TurnError):
     """There is no room now; the student may come back after `retry_after_s` seconds."""
 
@@ -152,6 +144,7 @@ _OTHERS: tuple[tuple[type[Exception], pb.Reason, Status], ...] = (
     (wire.DataTypeMismatchError, pb.REASON_DATA_TYPE_MISMATCH, Status.INVALID_ARGUMENT),
     (wire.NotFiniteError, pb.REASON_NOT_FINITE, Status.INVALID_ARGUMENT),
     (InputsError, pb.REASON_FIELD_INVALID, Status.INVALID_ARGUMENT),
+    (AccessDeniedError, pb.REASON_ACCESS_DENIED, Status.UNAUTHENTICATED),
     (UnsupportedError, pb.REASON_UNSUPPORTED, Status.UNIMPLEMENTED),
 )
 

@@ -13,12 +13,12 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import is_denied, metadata_of
+from services.teacher.access import is_denied, metadata_of, peer_of
+from services.teacher.audit import audit
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.directory import Directory, Report
 from services.teacher.errors import (
-    AccessDeniedError,
     DrainingError,
     OverloadedError,
     ProtocolError,
@@ -26,10 +26,12 @@ from services.teacher.errors import (
     failure_of,
 )
 from services.teacher.outbox import Outbox
-from services.teacher.tenants import Gate
+from services.teacher.quota import Quotas
+from services.teacher.tenants import AccessDeniedError, Gate
+from services.teacher.visit import End, Visit, notice_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from services.teacher.config import ServiceConfig
     from services.teacher.engine import Engine
@@ -40,7 +42,7 @@ __all__ = ["TeacherServicer"]
 logger = logging.getLogger(__name__)
 
 _FIRST_FRAME_S = 5.0
-_PASS_CHECK_S = 1.0
+_WATCH_S = 1.0
 
 
 class TeacherServicer:
@@ -60,7 +62,8 @@ class TeacherServicer:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
         self._directory = Directory.copy()
         self._gate = None if config.tenants is None else Gate(config.tenants)
-        self._outboxes: dict[Outbox, str] = {}  # to their tenants, where those are known
+        self._quotas = Quotas()
+        self._visits: dict[Outbox, Visit] = {}
         self._readings: set[asyncio.Timeout] = set()
         self._closes_at_s: float | None = None  # on the loop's clock; set while draining
 
@@ -96,15 +99,14 @@ class TeacherServicer:
     ) -> AsyncIterator[pb.ConverseResponse]:
         """Holds one conversation; ends when the student has closed it and every turn is answered."""
         shown: Pass | None = None
+        peer = peer_of(grpc_context)
         try:
             if self._gate is not None:
                 shown = self._gate.admit(metadata_of(grpc_context))
             self._check_room(shown)
-        except TurnError as error:
-            # A stream that ends before its first frame was read fails the student's write, not the opening.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_FRAME_S):
-                    await anext(aiter(request_stream), None)
+        except (AccessDeniedError, TurnError) as error:
+            audit("refused", tenant="" if shown is None else shown.tenant, peer=peer, why=str(error))
+            await _read_first(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
@@ -115,28 +117,37 @@ class TeacherServicer:
             default_split_layer=self._default_split_layer,
             send=outbox.put,
             tenant=None if shown is None else shown.tenant,
+            charge=self._charge_of(shown),
         )
-        self._outboxes[outbox] = conversation.tenant or ""
-        reader = asyncio.create_task(self._read(request_stream, conversation, outbox, shown))
+        clock = asyncio.get_running_loop().time
+        visit = self._visits[outbox] = Visit(conversation, shown, peer, clock())
+        reader = asyncio.create_task(self._read(request_stream, visit, outbox))
         try:
             async for answer in outbox.answers():
                 yield answer
         finally:
-            del self._outboxes[outbox]
+            del self._visits[outbox]
             conversation.give_up()
             reader.cancel()
+            visit.close(clock())
             await asyncio.wait([reader])
+
+    def _charge_of(self, shown: Pass | None) -> Callable[[int], None]:
+        if shown is None or shown.tokens_per_s is None:
+            return lambda _: None
+        tenant, rate = shown.tenant, shown.tokens_per_s
+        return lambda num_tokens: self._quotas.charge(tenant, num_tokens, rate)
 
     async def _read(
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
-        conversation: Conversation,
+        visit: Visit,
         outbox: Outbox,
-        shown: Pass | None,
     ) -> None:
         """Feeds the conversation until it is done, gone or out of time, then lets its turns be answered."""
+        conversation = visit.conversation
         try:
-            await self._feed(request_stream, conversation, outbox, shown)
+            await self._feed(request_stream, visit, outbox)
             await conversation.settle()
         except Exception:  # the stream broke, or its bytes are no frame
             logger.exception("conversation %s: the stream broke", conversation.conversation_id)
@@ -148,17 +159,18 @@ class TeacherServicer:
     async def _feed(
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
-        conversation: Conversation,
+        visit: Visit,
         outbox: Outbox,
-        shown: Pass | None,
     ) -> None:
-        """Reads frames until the student closes or ends the stream, a drain is over or a pass has ended."""
+        """Reads frames until the student closes or ends the stream, or its time is over."""
+        clock, conversation = asyncio.get_running_loop().time, visit.conversation
         reading = asyncio.timeout_at(self._closes_at_s)
-        watch = None if shown is None else asyncio.create_task(self._watch(shown, reading, outbox))
+        watch = asyncio.create_task(self._watch(visit, reading, outbox))
         try:
             async with reading:
                 self._readings.add(reading)
                 async for frame in request_stream:
+                    visit.heard(clock())
                     conversation.receive(frame)
                     if conversation.closed:
                         break
@@ -166,29 +178,30 @@ class TeacherServicer:
         except TimeoutError:
             if not reading.expired():
                 raise
+            if visit.end is End.STUDENT:
+                visit.end = End.DRAINED
         finally:
             self._readings.discard(reading)
-            if watch is not None:
-                watch.cancel()
+            watch.cancel()
 
-    async def _watch(self, shown: Pass, reading: asyncio.Timeout, outbox: Outbox) -> None:
-        """Ends a conversation once its pass does; turns that were taken are answered still."""
-        while self._gate is not None and self._gate.allows(shown):  # noqa: ASYNC110 - a file has no event
-            await asyncio.sleep(_PASS_CHECK_S)
-        denied = failure_of(AccessDeniedError("authorization: the token was revoked or has expired"))
-        outbox.put(pb.ConverseResponse(failed=denied))
-        reading.reschedule(asyncio.get_running_loop().time())
+    async def _watch(self, visit: Visit, reading: asyncio.Timeout, outbox: Outbox) -> None:
+        """Ends a conversation that has to; turns that were taken are answered still."""
+        clock = asyncio.get_running_loop().time
+        while not visit.must_end(self._gate, self._limits, clock()):  # noqa: ASYNC110 - time has no event
+            await asyncio.sleep(_WATCH_S)
+        outbox.put(notice_of(visit.end))
+        reading.reschedule(clock())
 
     def _check_room(self, shown: Pass | None) -> None:
         """Raises why no new conversation is taken, if none is."""
         if self._closes_at_s is not None:
             raise DrainingError("this replica is going away; open a conversation elsewhere")
         limit = self._limits.max_conversations
-        if len(self._outboxes) >= limit:
+        if len(self._visits) >= limit:
             raise OverloadedError(f"conversations: got one more, expected at most {limit}", 1.0)
         own = None if shown is None else shown.max_conversations
         if shown is not None and own is not None:
-            num_own = sum(tenant == shown.tenant for tenant in self._outboxes.values())
+            num_own = sum(visit.conversation.tenant == shown.tenant for visit in self._visits.values())
             if num_own >= own:
                 raise OverloadedError(
                     f"conversations of {shown.tenant}: got one more, expected at most {own}", 1.0
@@ -198,7 +211,7 @@ class TeacherServicer:
         """Returns how this replica, whose students reach it at `address`, is now."""
         return Report(
             address=address,
-            num_conversations=len(self._outboxes),
+            num_conversations=len(self._visits),
             queued_tokens=self._engine.queued_tokens,
             max_conversations=self._limits.max_conversations,
             max_queued_tokens=self._limits.max_queued_tokens,
@@ -221,5 +234,12 @@ class TeacherServicer:
         for reading in self._readings:
             reading.reschedule(self._closes_at_s)
         notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
-        for outbox in self._outboxes:
+        for outbox in self._visits:
             outbox.put(notice)
+
+
+async def _read_first(request_stream: AsyncIterator[pb.ConverseRequest]) -> None:
+    """Reads a frame: a stream that ends before that fails the student's write, not the opening."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_FRAME_S):
+            await anext(aiter(request_stream), None)

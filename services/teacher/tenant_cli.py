@@ -35,6 +35,10 @@ def add(
     max_conversations: Annotated[
         int | None, typer.Option(min=1, help="Conversations at a time, a replica; default: no limit.")
     ] = None,
+    tokens_per_s: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Rows x positions a second, a replica; default: no limit."),
+    ] = None,
 ) -> None:
     """Add a team and print its token, which is shown this once.
 
@@ -47,9 +51,10 @@ def add(
         fail(f"{name}: is there already; `rotate` gives it a new token", EXIT_USAGE)
     token, key = new_key(name)
     expires = None if days is None else _in(days * 24)
-    tenants.changed(name, Tenant(keys=(key,), expires=expires, max_conversations=max_conversations)).save(
-        file
+    tenant = Tenant(
+        keys=(key,), expires=expires, max_conversations=max_conversations, tokens_per_s=tokens_per_s
     )
+    tenants.changed(name, tenant).save(file)
     typer.echo(token)
 
 
@@ -63,13 +68,14 @@ def list_(file: File, as_json: Json = False) -> None:
             "tokens": len(tenant.keys),
             "expires": None if tenant.expires is None else tenant.expires.isoformat(timespec="minutes"),
             "max_conversations": tenant.max_conversations,
+            "tokens_per_s": tenant.tokens_per_s,
         }
         for name, tenant in tenants.items()
     ]
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    table = Table("tenant", "tokens", "expires", "conversations at most")
+    table = Table("tenant", "tokens", "expires", "conversations", "tokens a second")
     for each in facts:
         table.add_row(*("" if value is None else str(value) for value in each.values()))
     console.print(table)

@@ -1,7 +1,8 @@
 """Tenants: the teams that may talk, by bearer token.
 
 A token is `NAME.SECRET`, the secret 256 random bits. The file of tenants has salted SHA-256 digests of
-secrets only, and is read again when it changes. Knows neither gRPC nor Ray.
+secrets only, and is read again when it changes. Knows neither gRPC nor Ray, and no torch: the directory's
+small process imports it too.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from preceptor.settings import read_fields
-from services.teacher.errors import AccessDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-__all__ = ["TENANT_NAME", "Gate", "Pass", "Tenant", "TenantKey", "Tenants", "new_key"]
+__all__ = ["TENANT_NAME", "AccessDeniedError", "Gate", "Pass", "Tenant", "TenantKey", "Tenants", "new_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _HEADER = "authorization"
 _SCHEME = "Bearer "
 _REFRESH_S = 1.0
+
+
+class AccessDeniedError(Exception):
+    """The caller showed no token, or none that is good (any more)."""
 
 
 class _Model(BaseModel):
@@ -60,6 +64,9 @@ class Tenant(_Model):
     expires: AwareDatetime | None = Field(default=None, description="When it ends; null: never.")
     max_conversations: int | None = Field(
         default=None, ge=1, description="Open at a time, a replica; null: as many as there is room for."
+    )
+    tokens_per_s: float | None = Field(
+        default=None, gt=0, description="Rows x positions a second, a replica; null: as it comes."
     )
 
 
@@ -114,11 +121,13 @@ class Pass:
         tenant: its team.
         digest: of the token it showed.
         max_conversations: of its team, a replica; None: no limit of its own.
+        tokens_per_s: of its team, a replica; None: no limit.
     """
 
     tenant: str
     digest: str
     max_conversations: int | None = None
+    tokens_per_s: float | None = None
 
 
 class Gate:
@@ -165,7 +174,7 @@ class Gate:
         fitting = [key for key in keys if key.fits(secret) and not is_nobody]
         if tenant is None or not fitting or not self._lasts(tenant.expires, fitting[0].expires):
             return None
-        return Pass(name, fitting[0].digest, tenant.max_conversations)
+        return Pass(name, fitting[0].digest, tenant.max_conversations, tenant.tokens_per_s)
 
     def allows(self, shown: Pass) -> bool:
         """Whether a pass still holds; it ends when its token is revoked or expires."""

@@ -1,0 +1,95 @@
+"""One stream as the operator sees it: whose it is, how long it may last, and what is written down of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.audit import audit
+from services.teacher.errors import ProtocolError, failure_of
+from services.teacher.tenants import AccessDeniedError
+
+if TYPE_CHECKING:
+    from services.teacher.conversation import Conversation
+    from services.teacher.limits import LimitsConfig
+    from services.teacher.tenants import Gate, Pass
+
+__all__ = ["End", "Visit", "notice_of"]
+
+
+class End(StrEnum):
+    """Why a conversation ended."""
+
+    STUDENT = "the student left"
+    DENIED = "the token was revoked or has expired"
+    SILENT = "nothing was opened in time"
+    IDLE = "nothing was asked for a while"
+    LONG = "it lasted as long as one may"
+    DRAINED = "the replica goes away"
+
+
+@dataclass
+class Visit:
+    """A stream that was let in.
+
+    Attributes:
+        conversation: what it carries.
+        shown: what it was let in with; None: nothing is asked for here.
+        peer: where it comes from.
+        now_s: when it came, on the loop's clock.
+        end: why it ended, or is about to.
+    """
+
+    conversation: Conversation
+    shown: Pass | None
+    peer: str
+    now_s: float
+    end: End = End.STUDENT
+    _heard_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._heard_s = self.now_s
+        audit("opened", **self._who())
+
+    def heard(self, now_s: float) -> None:
+        """Notes that the student sent something."""
+        self._heard_s = now_s
+
+    def must_end(self, gate: Gate | None, limits: LimitsConfig, now_s: float) -> bool:
+        """Whether the stream has to end now; `end` then says why."""
+        lasted_s, idle_s = now_s - self.now_s, now_s - self._heard_s
+        if gate is not None and self.shown is not None and not gate.allows(self.shown):
+            self.end = End.DENIED
+        elif not self.conversation.is_open and lasted_s > limits.max_open_s:
+            self.end = End.SILENT
+        elif limits.max_conversation_s is not None and lasted_s > limits.max_conversation_s:
+            self.end = End.LONG
+        elif idle_s > limits.max_idle_s and not self.conversation.is_busy:
+            self.end = End.IDLE
+        else:
+            return False
+        return True
+
+    def close(self, now_s: float) -> None:
+        """Writes down that it is over."""
+        tally = self.conversation.tally
+        facts = {"why": self.end.value, "seconds": round(now_s - self.now_s, 3)}
+        audit("closed", **self._who(), **facts, turns=tally.turns, tokens=tally.tokens, bytes=tally.bytes)
+
+    def _who(self) -> dict[str, str]:
+        conversation = self.conversation.conversation_id
+        return {"conversation": conversation, "tenant": self.conversation.tenant, "peer": self.peer}
+
+
+def notice_of(end: End) -> pb.ConverseResponse:
+    """Returns what a student is told at the end: that it is not let in, or to open another conversation."""
+    error: Exception
+    if end is End.DENIED:
+        error = AccessDeniedError(f"authorization: {end.value}")
+    elif end is End.SILENT:
+        error = ProtocolError(f"open: got none, expected one at once: {end.value}")
+    else:
+        return pb.ConverseResponse(draining=pb.Draining(closes_in_ms=0))
+    return pb.ConverseResponse(failed=failure_of(error))

@@ -1,0 +1,156 @@
+"""How long a conversation may last, how much a team may ask for, and what is written down of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.errors import OverloadedError
+from services.teacher.quota import Quotas
+from services.teacher.tenants import Tenants
+from student_client import AccessError, ClientOptions, TeacherClient
+from student_client import OverloadedError as ToldOverloadedError
+from tests.test_tenant_access import invoke, options_of
+from tests.toy import STUDENT_DIM
+from tests.toy_frames import opening
+from tests.toy_server import RawStudent, ToyServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from services.teacher.config import ServiceConfig
+    from services.teacher.families.base import Teacher
+    from student_client import TeacherTalk
+
+STATES = torch.randn(1, 2, STUDENT_DIM)
+SOON = 0.2
+
+
+def written(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """Returns the lines of the audit log."""
+    return [json.loads(each.message) for each in caplog.records if each.name == "preceptor.audit"]
+
+
+def test_a_stream_that_opens_nothing_is_closed(start_server: Callable[..., ToyServer]) -> None:
+    server = start_server(max_open_s=SOON)
+    with RawStudent(server.address) as silent, RawStudent(server.address) as student:
+        student.send(opening())
+        assert student.receive().WhichOneof("frame") == "opened"
+        server.wait_until(lambda: len(server.servicer._visits) == 2)
+        failed = silent.receive().failed
+        assert failed.reason == pb.REASON_PROTOCOL_VIOLATION
+        assert failed.message == "open: got none, expected one at once: nothing was opened in time"
+        server.wait_until(lambda: len(server.servicer._visits) == 1)
+
+
+@pytest.mark.parametrize("limit", ["max_idle_s", "max_conversation_s"])
+def test_a_conversation_that_ends_goes_on_in_another_with_the_next_turn(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk], limit: str
+) -> None:
+    server = start_server(**{limit: SOON})
+    talk = connect(server.address)
+    before = talk(STATES)
+    server.wait_until(lambda: not server.servicer._visits)
+    after = talk(STATES)
+    assert torch.equal(after.decoded, before.decoded)
+    torch.autograd.backward(after.decoded.sum())
+    assert talk.conversation.num_reconnects == 1
+
+
+def test_one_that_waits_for_the_teacher_is_not_idle(
+    start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk]
+) -> None:
+    server = start_server(max_idle_s=SOON)
+    talk = connect(server.address)
+    server.queue.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(talk, STATES)
+        server.wait_until(
+            lambda: any(visit.conversation.is_busy for visit in server.servicer._visits.values())
+        )
+        time.sleep(10 * SOON)
+        server.queue.gate.set()
+        assert answer.result().decoded.shape == STATES.shape
+    assert talk.conversation.num_reconnects == 0
+
+
+def test_a_bucket_covers_bursts_and_no_more() -> None:
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    quotas.charge("a", 1000, 100.0)  # ten seconds' worth
+    with pytest.raises(
+        OverloadedError, match="tokens of a: got 50 more, expected at most 100 a second"
+    ) as told:
+        quotas.charge("a", 50, 100.0)
+    assert told.value.retry_after_s == pytest.approx(0.5)
+    quotas.charge("b", 50, 100.0)  # another's is its own
+    now[0] += 0.5
+    quotas.charge("a", 50, 100.0)
+    now[0] += 10.0
+    quotas.charge("a", 5000, 100.0)  # larger than the bucket: a full one covers it
+    with pytest.raises(OverloadedError) as told:
+        quotas.charge("a", 5000, 100.0)
+    assert told.value.retry_after_s == pytest.approx(50.0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tenants.yaml"
+
+
+@pytest.fixture
+def guarded(tiny_teacher: Teacher, service_config: ServiceConfig, file: Path) -> Iterator[ToyServer]:
+    Tenants().save(file)
+    server = ToyServer(tiny_teacher, service_config.model_copy(update={"tenants": file}))
+    server.start()
+    yield server
+    server.close()
+
+
+def test_a_team_over_its_quota_is_told_when_to_come_back_and_others_are_served(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk]
+) -> None:
+    greedy = connect(
+        guarded.address, options=options_of(file, invoke("add", file, "greedy", "--tokens-per-s", 0.2))
+    )
+    other = connect(guarded.address, options=options_of(file, invoke("add", file, "other")))
+    greedy(STATES)  # two positions: the bucket is empty
+    with pytest.raises(ToldOverloadedError, match=r"tokens of greedy: got 2 more, expected at most 0\.2 a"):
+        greedy(STATES)
+    for _ in range(3):
+        other(STATES)
+
+
+def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk], caplog: pytest.LogCaptureFixture
+) -> None:
+    token = invoke("add", file, "support")
+    with caplog.at_level(logging.INFO):
+        talk = connect(guarded.address, options=options_of(file, token))
+        torch.autograd.backward(talk(STATES).decoded.sum())
+        talk.close()
+        guarded.wait_until(lambda: not guarded.servicer._visits)
+        stranger = connect(guarded.address, options=options_of(file, "stranger.secret"))
+        with pytest.raises(AccessError):
+            stranger(STATES)
+        with pytest.raises(AccessError):
+            TeacherClient(guarded.address, ClientOptions()).describe()
+    opened, closed = (line for line in written(caplog) if line["event"] != "refused")
+    assert (opened["event"], opened["tenant"]) == ("opened", "support")
+    assert opened["peer"].startswith("ipv4:127.0.0.1:")
+    assert closed["conversation"] == opened["conversation"]
+    assert (closed["why"], closed["turns"], closed["tokens"]) == ("the student left", 1, 2)
+    assert closed["bytes"] > 0
+    refused = [line for line in written(caplog) if line["event"] == "refused"]
+    assert refused
+    assert all("not known" in line["why"] or "got none" in line["why"] for line in refused)
+    assert token.partition(".")[2] not in caplog.text
+    assert "secret" not in caplog.text
