@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
     tenants, token_file = tmp_path / "tenants.yaml", tmp_path / "support.token"
     Tenants(tenants={"support": Tenant(keys=(key_of_token,))}).save(tenants)
     token_file.write_text(token)
-    trust: dict[str, Any] = {"tls": tls, "tenants": tenants}
+    audit_log = tmp_path / "audit.jsonl"
+    trust: dict[str, Any] = {"tls": tls, "tenants": tenants, "audit_log": audit_log}
     config = row_config(tmp_path, port=free_port(), num_replicas=2, drain_s=0.5, num_cpus=0.5, **trust)
     certificate, key = authority.issue("student")
     options = ClientOptions(
@@ -70,3 +72,7 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
         Tenants().save(tenants)
         with pytest.raises(AccessError, match="not known, or not any more"):
             TeacherClient(address, options).describe()
+    lines = [json.loads(line) for line in audit_log.read_text().splitlines()]
+    assert {line["event"] for line in lines} == {"opened", "closed", "refused"}
+    assert [line["tenant"] for line in lines if line["event"] == "opened"] == ["support", "support"]
+    assert token.partition(".")[2] not in audit_log.read_text()

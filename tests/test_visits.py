@@ -6,12 +6,14 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.audit import audit, write_audit_to
 from services.teacher.errors import OverloadedError
 from services.teacher.quota import Quotas
 from services.teacher.tenants import Tenants
@@ -44,7 +46,6 @@ def test_a_stream_that_opens_nothing_is_closed(start_server: Callable[..., ToySe
     with RawStudent(server.address) as silent, RawStudent(server.address) as student:
         student.send(opening())
         assert student.receive().WhichOneof("frame") == "opened"
-        server.wait_until(lambda: len(server.servicer._visits) == 2)
         failed = silent.receive().failed
         assert failed.reason == pb.REASON_PROTOCOL_VIOLATION
         assert failed.message == "open: got none, expected one at once: nothing was opened in time"
@@ -154,3 +155,30 @@ def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(
     assert all("not known" in line["why"] or "got none" in line["why"] for line in refused)
     assert token.partition(".")[2] not in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.fixture
+def _own_logger() -> Iterator[None]:
+    logger = logging.getLogger("preceptor.audit")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.mark.usefixtures("_own_logger")
+def test_the_audit_log_may_be_a_file_that_is_rotated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    write_audit_to(path)
+    audit("opened", tenant="a")
+    path.rename(tmp_path / "audit.1")
+    audit("closed", tenant="a")
+    lines = [json.loads(file.read_text()) for file in (tmp_path / "audit.1", path)]
+    assert [line["event"] for line in lines] == ["opened", "closed"]
+    assert datetime.fromisoformat(lines[0]["time"]).tzinfo is not None
+    write_audit_to(None)
+    audit("refused", why="no")
+    assert json.loads(capsys.readouterr().err)["why"] == "no"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 
+from services.teacher.audit import write_audit_to
 from services.teacher.config import ServiceConfig
 from services.teacher.directory import Reporter
 from services.teacher.directory_server import DirectoryDeployment
@@ -49,6 +50,7 @@ class TeacherDeployment:
 
     def __init__(self, config: ServiceConfig, directory: DeploymentHandle) -> None:
         restrict_listening()
+        write_audit_to(config.audit_log)
         watch_replica(self._start_reporting, self._drain, config.tls)
         self._config = config
         self._directory = directory
@@ -123,7 +125,7 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
             graceful_shutdown_timeout_s=1.0,
             logging_config={"enable_access_log": False},
         )
-        .bind(socket_address(config.host, config.port), config.tls, config.tenants)
+        .bind(socket_address(config.host, config.port), config.tls, config.tenants, config.audit_log)
     )
     return (
         serve.deployment(TeacherDeployment)

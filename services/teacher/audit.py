@@ -7,13 +7,35 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["audit"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["audit", "write_audit_to"]
 
 _audit = logging.getLogger("preceptor.audit")
 
 
 def audit(event: str, **facts: Any) -> None:
     """Writes one line: "opened", "closed" or "refused"."""
-    _audit.info("%s", json.dumps({"event": event, **facts}))
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    _audit.info("%s", json.dumps({"time": now, "event": event, **facts}))
+
+
+def write_audit_to(path: Path | None) -> None:
+    """Has this process write its lines to a file, which others may append to and rotate, or to its stderr.
+
+    Raises:
+        OSError: the file can't be opened.
+    """
+    handler = logging.StreamHandler() if path is None else WatchedFileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for old in list(_audit.handlers):
+        _audit.removeHandler(old)
+        old.close()
+    _audit.addHandler(handler)
+    _audit.setLevel(logging.INFO)
+    _audit.propagate = False

@@ -178,6 +178,9 @@ class ServiceConfig(_Config):
     tenants: Path | None = Field(
         default=None, description="The file of `preceptor tenant`; null: whoever reaches the ports may talk."
     )
+    audit_log: Path | None = Field(
+        default=None, description="A file that gets the audit log; null: it is part of the replicas' logs."
+    )
     insecure: bool = Field(
         default=False, description="Whether students from other machines may talk in the clear."
     )
@@ -248,6 +251,8 @@ class ServiceConfig(_Config):
             tls = tls.model_copy(update={name: folder / path for name, path in files.items()})
         tenants = None if self.tenants is None else folder / self.tenants
         update = {"model": model, "python_path": python_path, "cache": cache, "tls": tls, "tenants": tenants}
+        if self.audit_log is not None:
+            update["audit_log"] = folder / self.audit_log
         return self.model_copy(update=update)
 
 

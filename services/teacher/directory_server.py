@@ -14,6 +14,7 @@ import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.access import is_denied
+from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.directory import Directory
 from services.teacher.tenants import Gate
@@ -38,12 +39,20 @@ class DirectoryDeployment:
         address: HOST:PORT to listen on.
         tls: its certificates; None: students ask in the clear.
         tenants: the file of those who may ask; None: whoever comes.
+        audit_log: where refusals are written down; None: in the log.
     """
 
-    def __init__(self, address: str, tls: TlsConfig | None = None, tenants: Path | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        tls: TlsConfig | None = None,
+        tenants: Path | None = None,
+        audit_log: Path | None = None,
+    ) -> None:
         self._address = address
         self._tls = tls
         self._gate = None if tenants is None else Gate(tenants)
+        write_audit_to(audit_log)
         self._directory = Directory()
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
