@@ -7,16 +7,21 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import psutil
 import pytest
 import torch
 
+from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.tenants import Tenant, Tenants, new_key
 from student_client import AccessError, ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
+from student_client.credentials import credentials_of
 from student_client.options import TlsOptions
 from tests.test_serve import free_port
 from tests.test_tls import tls_of
 from tests.toy_certificates import Authority
+from tests.toy_frames import opening
 from tests.toy_service import listeners
 from tests.toy_student import row_config
 
@@ -24,6 +29,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.serve
+
+
+def first_word(target: str, options: ClientOptions) -> pb.ConverseResponse:
+    """Opens a conversation at a replica without a token and returns its first answer."""
+    assert options.tls is not None
+    with grpc.secure_channel(target, credentials_of(options.tls)) as channel:
+        stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
+        answer: pb.ConverseResponse = next(stub.Converse(iter([opening()]), timeout=10))
+    return answer
 
 
 def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) -> None:
@@ -51,6 +65,11 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
         nameless = options.model_copy(update={"token_file": None})
         with pytest.raises(AccessError, match="authorization: got none"):
             TeacherClient(address, nameless).describe()
+        for port in range(config.port + 1, config.port + 3):  # each replica by itself
+            with pytest.raises(AccessError, match="authorization: got none"):
+                TeacherClient(f"preceptors://127.0.0.1:{port}", nameless).describe()
+            refused = first_word(f"127.0.0.1:{port}", options)
+            assert refused.failed.reason == pb.REASON_ACCESS_DENIED
         quick = ClientOptions(connect_timeout_s=2)
         for port in range(config.port, config.port + 3):
             with pytest.raises(TeacherUnavailableError):
