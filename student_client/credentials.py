@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["credentials_of", "metadata_of"]
 
+_TOKEN = re.compile(rb"[a-z0-9][a-z0-9_-]{0,62}\.[A-Za-z0-9_-]{16,256}")
 _TOKEN_VARIABLE = "PRECEPTOR_TOKEN"  # noqa: S105 - its name
 
 
@@ -27,12 +29,22 @@ def credentials_of(options: TlsOptions) -> grpc.ChannelCredentials:
         AccessError: a file can't be read.
     """
     try:
-        authorities = _system_authorities() if options.ca_file is None else options.ca_file.read_bytes()
+        authorities = _system_authorities() if options.ca_file is None else _authorities(options.ca_file)
         key = None if options.key_file is None else options.key_file.read_bytes()
         chain = None if options.certificate_file is None else options.certificate_file.read_bytes()
     except OSError as error:
         raise AccessError(f"options.tls: {error.filename} can't be read: {error.strerror}") from None
     return grpc.ssl_channel_credentials(authorities, key, chain)
+
+
+def _authorities(path: Path) -> bytes:
+    """Reads certificates; with none in them gRPC would trust everybody that it trusts by default."""
+    content = path.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
+    except (ValueError, ssl.SSLError):
+        raise AccessError(f"options.tls.ca_file: {path} holds no certificates in PEM") from None
+    return content
 
 
 def _system_authorities() -> bytes | None:
@@ -50,19 +62,26 @@ def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], .
     Raises:
         AccessError: its file can't be read, or others on the way would read it.
     """
-    if options.token_file is None:
-        token = os.environ.get(_TOKEN_VARIABLE, "")
-    else:
-        try:
-            token = options.token_file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise AccessError(f"token_file: {error.filename} can't be read: {error.strerror}") from None
-    token = token.strip()
+    token = _token_of(options.token_file)
     if not token:
         return ()
     if options.tls is None and not _is_loopback(target):
         raise AccessError(f"token: not shown to {target} in the clear; expected a preceptors:// address")
     return (("authorization", f"Bearer {token}"),)
+
+
+def _token_of(path: Path | None) -> str:
+    """Returns the token, empty if there is none; what is wrong with it is told without it."""
+    try:
+        content = os.environ.get(_TOKEN_VARIABLE, "").encode() if path is None else path.read_bytes()
+    except OSError as error:
+        raise AccessError(f"token_file: {error.filename} can't be read: {error.strerror}") from None
+    content = content.strip()
+    if path is None and not content:
+        return ""
+    if _TOKEN.fullmatch(content) is None:
+        raise AccessError(f"{path or _TOKEN_VARIABLE}: got something that is no token, expected NAME.SECRET")
+    return content.decode("ascii")
 
 
 def _is_loopback(target: str) -> bool:

@@ -171,9 +171,9 @@ def _stop_ourselves(
             for name in running:
                 jobs.stop(states[name].submission_id)
     for name in names:
+        files.forget_to_stop(name)
         if name in states and states[name].state in ("waiting", "running"):
             states[name].state = "stopped"
-            files.forget_to_stop(name)
     files.save(states)
 
 

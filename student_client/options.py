@@ -65,7 +65,7 @@ class ClientOptions(BaseModel):
         """Returns the options as they hold at an address: with `tls`, and the name to expect, if it has TLS.
 
         Raises:
-            ValueError: `tls` was given for an address without.
+            ValueError: `tls` was given for an address without, or no name for an address of several hosts.
         """
         if not address.is_secure:
             if self.tls is not None:
@@ -74,8 +74,13 @@ class ClientOptions(BaseModel):
         tls = self.tls or TlsOptions()
         if tls.server_name is None:
             # A directory names replicas by their IPs; they have the service's certificate.
-            host = address.replicas[0].rpartition(":")[0].strip("[]")
-            tls = tls.model_copy(update={"server_name": host})
+            hosts = {replica.rpartition(":")[0].strip("[]") for replica in address.replicas}
+            if len(hosts) > 1:
+                raise ValueError(
+                    f"options.tls.server_name: got none for {', '.join(sorted(hosts))}, expected the name in "
+                    "the service's certificate"
+                )
+            tls = tls.model_copy(update={"server_name": hosts.pop()})
         return self.model_copy(update={"tls": tls})
 
 

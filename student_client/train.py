@@ -121,6 +121,7 @@ def train(
     with folder_lock(config.folder, "another process trains this run; give this one another name"):
         if fresh:
             _clear(config.folder)
+        _check_same(config)  # another process may have been here since
         return _train(config, on_progress)
 
 

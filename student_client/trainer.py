@@ -155,13 +155,16 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     def _is_mean_of_rows(self, inputs: dict[str, Any]) -> bool:
         """Whether the model's loss is a mean over this part, whatever it is told of the number of labels.
 
-        Such are the losses of transformers' models for one label a row. Trainer adds them up over parts and
-        processes all the same: that would weigh the task more than what is said of it.
+        Such are the losses of transformers' models for one label a row, or several numbers. Trainer adds them
+        up over parts and processes all the same: that would weigh the task more than what is said of it.
         """
         labels = inputs.get("labels")
         of_the_model = self.compute_loss_func is None and self.label_smoother is None
         says_so = getattr(self.accelerator.unwrap_model(self.model), "accepts_loss_kwargs", False)
-        return of_the_model and not says_so and labels is not None and labels.ndim < 2  # noqa: PLR2004
+        if not of_the_model or says_so or labels is None:
+            return False
+        is_of_rows: bool = labels.ndim < 2 or labels.is_floating_point()  # noqa: PLR2004 - several numbers a row
+        return is_of_rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the parts of the training loss too, `loss_interact` and so on, unweighted."""

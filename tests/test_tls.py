@@ -214,3 +214,19 @@ def test_configs_say_what_they_mean(tmp_path: Path) -> None:
     content = {"tls": {"certificate": "a.crt", "key": "a.key"}}
     config = ServiceConfig.model_validate(content).resolved(tmp_path)
     assert config.tls == TlsConfig(certificate=tmp_path / "a.crt", key=tmp_path / "a.key")
+
+
+def test_an_empty_file_of_authorities_is_no_authority(tmp_path: Path) -> None:
+    for content in ("", "nothing of the kind"):
+        (tmp_path / "ca.pem").write_text(content)
+        options = ClientOptions(**HASTE, tls=TlsOptions(ca_file=tmp_path / "ca.pem"))
+        with pytest.raises(AccessError, match=r"ca\.pem holds no certificates"):
+            TeacherClient("preceptors://127.0.0.1:1", options).describe()
+
+
+def test_several_hosts_need_a_name_in_common() -> None:
+    several = "preceptors://one.example:1,two.example:2"
+    with pytest.raises(ValueError, match=r"server_name: got none for one\.example, two\.example"):
+        TeacherClient(several)
+    TeacherClient(several, ClientOptions(tls=TlsOptions(server_name="teacher.example")))
+    TeacherClient("preceptors://one.example:1,one.example:2")

@@ -19,7 +19,8 @@ from services.teacher.quota import Quotas
 from services.teacher.tenants import Tenants
 from student_client import AccessError, ClientOptions, TeacherClient
 from student_client import OverloadedError as ToldOverloadedError
-from tests.test_tenant_access import invoke, options_of
+from tests.test_tenant_access import options_of
+from tests.test_tenant_file import invoke
 from tests.toy import STUDENT_DIM
 from tests.toy_frames import opening
 from tests.toy_server import RawStudent, ToyServer
@@ -109,7 +110,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(tiny_teacher: Teacher, service_config: ServiceConfig, file: Path) -> Iterator[ToyServer]:
-    Tenants().save(file)
+    Tenants(tenants={}).save(file)
     server = ToyServer(tiny_teacher, service_config.model_copy(update={"tenants": file}))
     server.start()
     yield server
@@ -139,7 +140,7 @@ def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(
         torch.autograd.backward(talk(STATES).decoded.sum())
         talk.close()
         guarded.wait_until(lambda: not guarded.servicer._visits)
-        stranger = connect(guarded.address, options=options_of(file, "stranger.secret"))
+        stranger = connect(guarded.address, options=options_of(file, "stranger.secret-secret-secret"))
         with pytest.raises(AccessError):
             stranger(STATES)
         with pytest.raises(AccessError):

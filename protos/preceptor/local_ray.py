@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalRayError", "RayConnection", "connected_ray"]
 
+_START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 30.0
 
 
@@ -100,13 +102,19 @@ def _head(num_cpus: int) -> Iterator[str]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
     ) as process:
         until_closed, answer = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+        timer = threading.Timer(_START_TIMEOUT_S, process.kill)
+        timer.start()
         try:
             line = answer.readline()
-            if not line:
-                raise LocalRayError(f"Ray did not start (exit code {process.wait()}); see its output above")
-            address: str = json.loads(line)["address"]
+            timer.cancel()
+            try:
+                address: str = json.loads(line)["address"]
+            except ValueError:
+                process.kill()
+                raise LocalRayError(f"Ray did not start (it said {line[:200]!r}); see its output") from None
             yield address
         finally:
+            timer.cancel()
             until_closed.close()
             try:
                 process.wait(_END_TIMEOUT_S)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from services.teacher.tenants import Gate
 
-__all__ = ["is_denied", "metadata_of", "peer_of"]
+__all__ = ["deny", "is_denied", "metadata_of", "peer_of"]
 
 
 def metadata_of(context: Any) -> Iterable[tuple[str, str | bytes]]:
@@ -34,9 +34,14 @@ def is_denied(gate: Gate | None, context: Any) -> bool:
     try:
         gate.admit(metadata_of(context))
     except AccessDeniedError as error:
-        audit("refused", tenant="", peer=peer_of(context), why=str(error))
-        if context is not None:
-            context.set_code(grpc.StatusCode.UNAUTHENTICATED)
-            context.set_details(str(error))
+        deny(context, error)
         return True
     return False
+
+
+def deny(context: Any, error: AccessDeniedError) -> None:
+    """Has a call end with the status that says so, and writes it down."""
+    audit("refused", tenant="", peer=peer_of(context), why=str(error))
+    if context is not None:
+        context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+        context.set_details(str(error))

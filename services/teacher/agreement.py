@@ -92,7 +92,7 @@ def agree(
         compression=compression,
         codec_shapes=shapes,
         speaker=Speaker(
-            tenant=tenant or frame.tenant or f"{_UNNAMED}{conversation_id}",
+            tenant=tenant if tenant is not None else frame.tenant or f"{_UNNAMED}{conversation_id}",
             conversation=conversation_id,
             deterministic=frame.deterministic,
         ),

@@ -51,7 +51,7 @@ class TeacherDeployment:
     def __init__(self, config: ServiceConfig, directory: DeploymentHandle) -> None:
         restrict_listening()
         write_audit_to(config.audit_log)
-        watch_replica(self._start_reporting, self._drain, config.tls)
+        watch_replica(self._start_reporting, self._drain, config)
         self._config = config
         self._directory = directory
         self._reporter: Reporter | None = None

@@ -60,7 +60,7 @@ class CertificateFiles:
         config = self._config
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(config.certificate, config.key)
+            context.load_cert_chain(config.certificate, config.key, password="")  # else it would ask
             if config.client_ca is not None:
                 context.load_verify_locations(config.client_ca)
             key, certificate = config.key.read_bytes(), config.certificate.read_bytes()

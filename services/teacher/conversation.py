@@ -106,7 +106,7 @@ class Conversation:
     @property
     def tenant(self) -> str:
         """Whose it is; empty as long as nobody has said so."""
-        return self._agreement.speaker.tenant if self._agreement is not None else self._known_tenant or ""
+        return self._known_tenant or ("" if self._agreement is None else self._agreement.speaker.tenant)
 
     @property
     def is_open(self) -> bool:

@@ -31,7 +31,7 @@ from services.teacher.environment import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.teacher.config import TlsConfig
+    from services.teacher.config import ServiceConfig
 
 __all__ = ["restrict_listening", "watch_replica"]
 
@@ -44,7 +44,7 @@ class _Watcher:
 
     on_listening: Callable[[int], None] | None = None
     on_stopping: Callable[[], None] | None = None
-    tls: TlsConfig | None = None
+    config: ServiceConfig | None = None
 
 
 _watcher = _Watcher()
@@ -62,16 +62,16 @@ def restrict_listening() -> list[Any]:
 
 
 def watch_replica(
-    on_listening: Callable[[int], None], on_stopping: Callable[[], None], tls: TlsConfig | None = None
+    on_listening: Callable[[int], None], on_stopping: Callable[[], None], config: ServiceConfig
 ) -> None:
     """Makes Serve tell of the replica in this process, on its event loop, and listen as is configured.
 
     Args:
         on_listening: called with the port of its gRPC server, just before that is started.
         on_stopping: called when Serve begins to stop it, while it still serves.
-        tls: its certificates, if students are to talk under TLS.
+        config: says where it listens, which has been checked, and with what certificates.
     """
-    _watcher.on_listening, _watcher.on_stopping, _watcher.tls = on_listening, on_stopping, tls
+    _watcher.on_listening, _watcher.on_stopping, _watcher.config = on_listening, on_stopping, config
     Replica.perform_graceful_shutdown = _tell_and_shut_down
 
 
@@ -85,10 +85,11 @@ async def _tell_and_shut_down(replica: Any) -> None:
 
 
 def _add_grpc_address(server: Any, address: str) -> None:
-    host = os.environ.get(HOST_VARIABLE, "127.0.0.1")
+    config = _watcher.config
+    host = os.environ.get(HOST_VARIABLE, "127.0.0.1") if config is None else config.host
     port = int(address.rpartition(":")[2])
     first, end = int(os.environ[MIN_PORT_VARIABLE]), int(os.environ[MAX_PORT_VARIABLE])
     if first <= port < end:
-        add_port(server, socket_address(host, port), _watcher.tls)
+        add_port(server, socket_address(host, port), None if config is None else config.tls)
         if _watcher.on_listening is not None:
             _watcher.on_listening(port)

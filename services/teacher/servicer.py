@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import is_denied, metadata_of, peer_of
+from services.teacher.access import deny, is_denied, metadata_of, peer_of
 from services.teacher.audit import audit
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_FRAME_S = 5.0
 _WATCH_S = 1.0
+_LINGER_S = 10.0
 
 
 class TeacherServicer:
@@ -98,18 +99,32 @@ class TeacherServicer:
         grpc_context: Any = None,
     ) -> AsyncIterator[pb.ConverseResponse]:
         """Holds one conversation; ends when the student has closed it and every turn is answered."""
-        shown: Pass | None = None
-        peer = peer_of(grpc_context)
         try:
-            if self._gate is not None:
-                shown = self._gate.admit(metadata_of(grpc_context))
+            shown = None if self._gate is None else self._gate.admit(metadata_of(grpc_context))
+        except AccessDeniedError as error:
+            deny(grpc_context, error)  # a stranger gets no answer, and nothing of it is read
+            return
+        try:
             self._check_room(shown)
-        except (AccessDeniedError, TurnError) as error:
-            audit("refused", tenant="" if shown is None else shown.tenant, peer=peer, why=str(error))
+        except TurnError as error:
+            tenant = "" if shown is None else shown.tenant
+            audit("refused", tenant=tenant, peer=peer_of(grpc_context), why=str(error))
             await _read_first(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
+        visit = self._visits[outbox] = self._visit(outbox, shown, peer_of(grpc_context))
+        reader = asyncio.create_task(self._read(request_stream, visit, outbox))
+        try:
+            async for answer in outbox.answers():
+                yield answer
+        finally:
+            del self._visits[outbox]
+            reader.cancel()
+            visit.close(asyncio.get_running_loop().time())
+            await asyncio.wait([reader])
+
+    def _visit(self, outbox: Outbox, shown: Pass | None, peer: str) -> Visit:
         conversation = Conversation(
             uuid.uuid4().hex,
             engine=self._engine,
@@ -119,18 +134,8 @@ class TeacherServicer:
             tenant=None if shown is None else shown.tenant,
             charge=self._charge_of(shown),
         )
-        clock = asyncio.get_running_loop().time
-        visit = self._visits[outbox] = Visit(conversation, shown, peer, clock())
-        reader = asyncio.create_task(self._read(request_stream, visit, outbox))
-        try:
-            async for answer in outbox.answers():
-                yield answer
-        finally:
-            del self._visits[outbox]
-            conversation.give_up()
-            reader.cancel()
-            visit.close(clock())
-            await asyncio.wait([reader])
+        now_s = asyncio.get_running_loop().time()
+        return Visit(conversation, shown, peer, now_s, handler=asyncio.current_task())
 
     def _charge_of(self, shown: Pass | None) -> Callable[[int], None]:
         if shown is None or shown.tokens_per_s is None:
@@ -185,12 +190,18 @@ class TeacherServicer:
             watch.cancel()
 
     async def _watch(self, visit: Visit, reading: asyncio.Timeout, outbox: Outbox) -> None:
-        """Ends a conversation that has to; turns that were taken are answered still."""
-        clock = asyncio.get_running_loop().time
-        while not visit.must_end(self._gate, self._limits, clock()):  # noqa: ASYNC110 - time has no event
-            await asyncio.sleep(_WATCH_S)
+        """Ends a conversation that has to; one whose student reads nothing is cut off soon after."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not visit.must_end(self._gate, self._limits, loop.time()):  # noqa: ASYNC110 - time has no event
+                await asyncio.sleep(_WATCH_S)
+        except Exception:  # who can't be watched is not let go on
+            logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
+            visit.end = End.DENIED
         outbox.put(notice_of(visit.end))
-        reading.reschedule(clock())
+        _end_by(reading, loop.time())
+        if visit.handler is not None:
+            visit.cut = loop.call_later(_LINGER_S, visit.handler.cancel)
 
     def _check_room(self, shown: Pass | None) -> None:
         """Raises why no new conversation is taken, if none is."""
@@ -232,10 +243,18 @@ class TeacherServicer:
             return
         self._closes_at_s = asyncio.get_running_loop().time() + closes_in_s
         for reading in self._readings:
-            reading.reschedule(self._closes_at_s)
+            _end_by(reading, self._closes_at_s)
         notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
         for outbox in self._visits:
             outbox.put(notice)
+
+
+def _end_by(reading: asyncio.Timeout, at_s: float) -> None:
+    """Has a reading end by a time on the loop's clock, unless it ends before or has ended."""
+    when = reading.when()
+    if when is None or at_s < when:
+        with contextlib.suppress(RuntimeError):  # it is ending at this moment
+            reading.reschedule(at_s)
 
 
 async def _read_first(request_stream: AsyncIterator[pb.ConverseRequest]) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from preceptor.cli import EXIT_USAGE, config_errors, console, fail
 from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, new_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["app"]
 
@@ -44,17 +50,18 @@ def add(
 
     Example: preceptor tenant add tenants.yaml support > support.token
     """
-    if TENANT_NAME.fullmatch(name) is None:
+    if re.fullmatch(TENANT_NAME, name) is None:
         fail(f"NAME: got {name!r}, expected small letters, digits, - and _", EXIT_USAGE)
-    tenants = _load(file) if file.exists() else Tenants()
-    if name in tenants.tenants and tenants.tenants[name].keys:
-        fail(f"{name}: is there already; `rotate` gives it a new token", EXIT_USAGE)
     token, key = new_key(name)
     expires = None if days is None else _in(days * 24)
     tenant = Tenant(
         keys=(key,), expires=expires, max_conversations=max_conversations, tokens_per_s=tokens_per_s
     )
-    tenants.changed(name, tenant).save(file)
+    with _alone(file):
+        tenants = _load(file) if file.exists() else Tenants(tenants={})
+        if name in tenants.tenants and tenants.tenants[name].keys:
+            fail(f"{name}: is there already; `rotate` gives it a new token", EXIT_USAGE)
+        tenants.changed(name, tenant).save(file)
     typer.echo(token)
 
 
@@ -88,21 +95,36 @@ def rotate(
     keep_hours: Annotated[float, typer.Option(min=0, help="Hours that tokens before it stay good.")] = 24.0,
 ) -> None:
     """Give a team a new token and print it; those before it end after a while."""
-    tenants = _load(file)
-    tenant = _find(tenants, name)
     token, key = new_key(name)
-    end = _in(keep_hours)
-    kept = tuple(_ending(each, end) for each in tenant.keys) if keep_hours else ()
-    tenants.changed(name, tenant.model_copy(update={"keys": (key, *kept)})).save(file)
+    end, now = _in(keep_hours), _in(0)
+    with _alone(file):
+        tenants = _load(file)
+        tenant = _find(tenants, name)
+        good = [each for each in tenant.keys if each.expires is None or each.expires > now]
+        kept = [_ending(each, end) for each in good] if keep_hours else []
+        tenants.changed(name, tenant.model_copy(update={"keys": (key, *kept)})).save(file)
     typer.echo(token)
 
 
 @app.command("revoke")
 def revoke(file: File, name: Name) -> None:
     """End all tokens of a team, and its open conversations within seconds."""
-    tenants = _load(file)
-    tenants.changed(name, _find(tenants, name).model_copy(update={"keys": ()})).save(file)
+    with _alone(file):
+        tenants = _load(file)
+        tenants.changed(name, _find(tenants, name).model_copy(update={"keys": ()})).save(file)
     console.print(f"{name}: revoked")
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Keeps other commands from changing the file while open: the last one would undo what the first did."""
+    lock = file.with_name(f".{file.name}.lock")
+    try:
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        fail(f"{file}: can't be written: {error.strerror}")
 
 
 def _ending(key: TenantKey, end: datetime) -> TenantKey:

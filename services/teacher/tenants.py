@@ -11,12 +11,11 @@ import hashlib
 import hmac
 import logging
 import os
-import re
 import secrets
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -31,10 +30,11 @@ __all__ = ["TENANT_NAME", "AccessDeniedError", "Gate", "Pass", "Tenant", "Tenant
 
 logger = logging.getLogger(__name__)
 
-TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANT_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _HEADER = "authorization"
 _SCHEME = "Bearer "
 _REFRESH_S = 1.0
+_MAX_BLIND_S = 300.0
 
 
 class AccessDeniedError(Exception):
@@ -73,7 +73,8 @@ class Tenant(_Model):
 class Tenants(_Model):
     """All that may talk to a teacher."""
 
-    tenants: dict[str, Tenant] = Field(default_factory=dict, description="By name.")
+    # Not optional: a file that is empty while it is being written says nothing of anybody.
+    tenants: dict[Annotated[str, Field(pattern=TENANT_NAME)], Tenant] = Field(description="By name.")
 
     @classmethod
     def load(cls, path: Path) -> Tenants:
@@ -86,14 +87,26 @@ class Tenants(_Model):
         return cls.model_validate(read_fields(path))
 
     def save(self, path: Path) -> None:
-        """Writes the file in one piece, for its owner alone."""
+        """Writes the file in one piece: a new one for its owner alone, an old one as it was.
+
+        Raises:
+            OSError: it can't be written, or not with the owner it has.
+        """
+        path = path.resolve()
+        before = path.stat() if path.exists() else None
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        aside.touch(mode=0o600)
-        with aside.open("w") as file:
-            yaml.safe_dump(self.model_dump(mode="json"), file, sort_keys=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        aside.touch(mode=0o600, exist_ok=False)
+        try:
+            with aside.open("w") as file:
+                yaml.safe_dump(self.model_dump(mode="json"), file, sort_keys=False)
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None:
+                os.chown(aside, before.st_uid, before.st_gid)
+                aside.chmod(before.st_mode & 0o777)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def changed(self, name: str, tenant: Tenant) -> Tenants:
         """Returns the same with a tenant put in, or in another's place."""
@@ -147,6 +160,7 @@ class Gate:
         self._stamp = self._stamp_now()
         self._tenants = Tenants.load(path).tenants
         self._looked_s = clock()
+        self._blind_since_s: float | None = None
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Pass:
         """Returns the pass of a caller.
@@ -170,9 +184,11 @@ class Gate:
     def _pass_of(self, name: str, secret: str) -> Pass | None:
         tenant = self._tenants.get(name)
         keys = tenant.keys if tenant is not None else ()
-        is_nobody = _NOBODY.fits(secret)  # so that a name that is not there takes as long
+        is_nobody = _NOBODY.fits(secret)  # so that a name that is not there costs a comparison, too
         fitting = [key for key in keys if key.fits(secret) and not is_nobody]
-        if tenant is None or not fitting or not self._lasts(tenant.expires, fitting[0].expires):
+        if tenant is None or not fitting or self._is_blind:
+            return None
+        if not self._lasts(tenant.expires, fitting[0].expires):
             return None
         return Pass(name, fitting[0].digest, tenant.max_conversations, tenant.tokens_per_s)
 
@@ -180,7 +196,7 @@ class Gate:
         """Whether a pass still holds; it ends when its token is revoked or expires."""
         self._refresh()
         tenant = self._tenants.get(shown.tenant)
-        if tenant is None:
+        if tenant is None or self._is_blind:
             return False
         return any(
             key.digest == shown.digest and self._lasts(tenant.expires, key.expires) for key in tenant.keys
@@ -191,7 +207,7 @@ class Gate:
         return all(end is None or now < end for end in ends)
 
     def _refresh(self, *, at_once: bool = False) -> None:
-        """Reads the file again if it has changed; one that can't be read leaves all as it was."""
+        """Reads the file again if it has changed; one that can't be read changes nothing, for minutes."""
         now_s = self._clock()
         if not at_once and 0 <= now_s - self._looked_s < _REFRESH_S:
             return
@@ -200,12 +216,20 @@ class Gate:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return
+            self._stamp = stamp  # whatever is in it is looked at once
             self._tenants = Tenants.load(self._path).tenants
-        except (OSError, ValueError) as error:
-            logger.warning("the tenants stay what they were: %s: %s", self._path, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever is in the file, nobody else is disturbed
+            if self._blind_since_s is None:
+                self._blind_since_s = now_s
+                logger.error("the tenants stay what they were: %s: %s", self._path, type(error).__name__)  # noqa: TRY400
             return
-        self._stamp = stamp
+        self._blind_since_s = None
         logger.info("the tenants were read anew: %d", len(self._tenants))
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether the file can't be read for so long that nobody can rely on what it said."""
+        return self._blind_since_s is not None and self._clock() - self._blind_since_s > _MAX_BLIND_S
 
     def _stamp_now(self) -> tuple[int, int, int]:
         stat = self._path.stat()

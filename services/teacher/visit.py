@@ -12,6 +12,8 @@ from services.teacher.errors import ProtocolError, failure_of
 from services.teacher.tenants import AccessDeniedError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from services.teacher.conversation import Conversation
     from services.teacher.limits import LimitsConfig
     from services.teacher.tenants import Gate, Pass
@@ -40,6 +42,8 @@ class Visit:
         peer: where it comes from.
         now_s: when it came, on the loop's clock.
         end: why it ended, or is about to.
+        handler: the task that answers it.
+        cut: what ends that task if its student reads nothing any more.
     """
 
     conversation: Conversation
@@ -47,6 +51,8 @@ class Visit:
     peer: str
     now_s: float
     end: End = End.STUDENT
+    handler: asyncio.Task[object] | None = None
+    cut: asyncio.TimerHandle | None = None
     _heard_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +79,10 @@ class Visit:
         return True
 
     def close(self, now_s: float) -> None:
-        """Writes down that it is over."""
+        """Drops what is kept for the student, and writes down that it is over."""
+        self.conversation.give_up()
+        if self.cut is not None:
+            self.cut.cancel()
         tally = self.conversation.tally
         facts = {"why": self.end.value, "seconds": round(now_s - self.now_s, 3)}
         audit("closed", **self._who(), **facts, turns=tally.turns, tokens=tally.tokens, bytes=tally.bytes)
