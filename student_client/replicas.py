@@ -63,7 +63,7 @@ class ReplicaFinder:
                 replicas = await self._ask(target, opens_conversation=opens_conversation)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _DENIED:
-                    denial = AccessError(f"{target}: {error.details()}")
+                    denial = AccessError(f"{target}: {error.code().name}: {error.details()}")
                 elif error.code() not in _UNREACHABLE:
                     refused.append(target)
                 continue

@@ -196,10 +196,11 @@ def check_folder(config: TrainConfig, *, fresh: bool = False) -> None:
             f"output: got {output}, in the job's own package, which is deleted after it; expected an "
             "absolute path that all nodes share, for example --set output=/shared/runs"
         )
-    try:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output: got {output}, which can't be written: {error.strerror}") from None
+    nearest = next(path for path in (output / config.name, *(output / config.name).parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(
+            f"output: got {output}, which can't be written: {nearest} is no folder, or read-only"
+        )
     if not fresh:
         _check_same(_resolved(config))
 

@@ -115,8 +115,11 @@ def test_the_serve_config_fits_ray_and_our_own_config() -> None:
 
 
 def test_the_yaml_of_the_serving_page_is_valid() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serve.md").read_text(), re.DOTALL)
-    assert ServiceConfig.model_validate(yaml.safe_load(text)).model.family == "module"
+    texts = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serve.md").read_text(), re.DOTALL)
+    whole, tls = (ServiceConfig.model_validate(yaml.safe_load(text)) for text in texts)
+    assert whole.model.family == "module"
+    assert tls.tls is not None
+    assert tls.tls.client_ca is not None
 
 
 def test_the_environment_of_the_serving_page_is_what_we_set() -> None:
