@@ -64,6 +64,7 @@ bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.ddp
 	$(BIN)/python -m benchmarks.fleet
+	$(BIN)/python -m benchmarks.fuzz
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

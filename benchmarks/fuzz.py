@@ -1,0 +1,308 @@
+"""Can input that lies crash the teacher, or disturb anybody else?
+
+    python -m benchmarks.fuzz [--inputs 200000]
+
+Three ways in, all with a toy teacher. Tensors that hypothesis makes up go to the wire decoder. Frames that it
+makes up, mixed with good ones, go to conversations in this process. Good streams with broken bytes go through
+a real server, many at a time. Meanwhile a bystander, a deterministic conversation of another tenant, asks the
+same thing again and again and must hear the same. Prints a table and, as its last line, one JSON object;
+exits with 1 if anything crashed, was disturbed, or was refused without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import json
+import random
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import psutil
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import teachers
+from benchmarks.bare_server import bare_server
+from benchmarks.fuzz_frames import broken, frames, good_stream, tensors_of_any_kind
+from preceptor import wire
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.conversation import Conversation
+from services.teacher.limits import LimitsConfig
+from services.teacher.loading import load_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from services.teacher.engine import Engine
+
+ExampleT = TypeVar("ExampleT")
+
+_CONVERSE = "/preceptor.v1.TeacherService/Converse"
+_FRAMES_AN_EXAMPLE = 16
+_NUM_EXCHANGES = 2  # of a good stream
+_STREAMS_AT_A_TIME = 32
+_PATIENCE_S = 60.0
+_MAX_GROWTH_MB = 50.0
+_SHARES = {"tensors": 0.55, "frames": 0.4, "streams": 0.05}
+
+
+@dataclass
+class Found:
+    """What came of the inputs."""
+
+    inputs: collections.Counter[str] = field(default_factory=collections.Counter)
+    reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+    crashes: list[str] = field(default_factory=list)
+    disturbed_turns: int = 0
+    bystanders_turns: int = 0
+    growth_mb: float = 0.0
+
+    def take(self, answer: pb.ConverseResponse) -> None:
+        """Counts why a frame was refused, if it was."""
+        if answer.WhichOneof("frame") == "failed":
+            self.reasons[pb.Reason.Name(answer.failed.reason)] += 1
+
+    @property
+    def num_unknown(self) -> int:
+        """Refusals that say nothing, or that the service failed."""
+        return self.reasons["REASON_UNSPECIFIED"] + self.reasons["REASON_INTERNAL"]
+
+
+def main() -> int:
+    """Runs the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=200_000, help="tensors, frames and broken frames")
+    wanted = parser.parse_args().inputs
+    torch.set_num_threads(1)
+    found = Found()
+    with tempfile.TemporaryDirectory() as name:
+        config = teachers.module(teachers.free_port(), Path(name))
+        _tell("tensors")
+        _examples(
+            tensors_of_any_kind(), round(wanted * _SHARES["tensors"]), lambda each: _decode(each, found)
+        )
+        _tell("frames")
+        engine = load_engine(config)
+        hidden_dim = engine.teacher.facts.hidden_size
+        with asyncio.Runner() as runner:
+            desk = _Desk(engine, hidden_dim, found, runner)
+            _examples(frames(), round(wanted * _SHARES["frames"]), desk.take)
+            desk.settle()
+        engine.stop()
+        _tell("streams")
+        with bare_server(config, Path(name)) as target:
+            asyncio.run(_streams(target, hidden_dim, round(wanted * _SHARES["streams"]), found))
+    return _report(found)
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def _examples(
+    strategy: st.SearchStrategy[ExampleT], number: int, take: Callable[[list[ExampleT]], None]
+) -> None:
+    """Hands on lists of what hypothesis makes up, until there were so many of it."""
+    count = 0
+    while count < number:
+
+        @settings(
+            max_examples=min(2000, max((number - count) // _FRAMES_AN_EXAMPLE, 1)),
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.lists(strategy, min_size=_FRAMES_AN_EXAMPLE, max_size=_FRAMES_AN_EXAMPLE))
+        def run(examples: list[ExampleT]) -> None:
+            nonlocal count
+            count += len(examples)
+            take(examples)
+
+        run()
+        print(f"  {count}", file=sys.stderr, flush=True)
+
+
+def _decode(examples: Iterable[object], found: Found) -> None:
+    for tensor in examples:
+        found.inputs["tensors"] += 1
+        try:
+            wire.decode(tensor, field="tensor")  # type: ignore[arg-type]
+        except wire.WireError:
+            found.reasons["WireError"] += 1
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            found.crashes.append(f"tensor: {type(error).__name__}: {error}")
+
+
+class _Desk:
+    """Conversations in this process: one for each example, and a bystander's."""
+
+    def __init__(self, engine: Engine, hidden_dim: int, found: Found, runner: asyncio.Runner) -> None:
+        self._engine, self._found, self._runner = engine, found, runner
+        self._stream = good_stream(hidden_dim)
+        self._bystander = good_stream(hidden_dim, deterministic=True)
+        self._expected = runner.run(self._ask_bystander())
+        self._num_examples = 0
+        self._memory: list[float] = []
+
+    def take(self, examples: list[pb.ConverseRequest]) -> None:
+        """Has one conversation of made-up frames, after the good ones in every second example."""
+        self._num_examples += 1
+        good = self._stream[: self._num_examples % 5] if self._num_examples % 2 else []
+        self._found.inputs["frames"] += len(examples)
+        self._runner.run(self._converse([*good, *examples], self._found.take))
+        if self._num_examples % 50 == 0:
+            self._look_at_bystander()
+
+    def settle(self) -> None:
+        """Looks at the bystander a last time."""
+        self._look_at_bystander()
+
+    def _look_at_bystander(self) -> None:
+        self._found.bystanders_turns += 1
+        if self._runner.run(self._ask_bystander()) != self._expected:
+            self._found.disturbed_turns += 1
+
+    async def _ask_bystander(self) -> dict[tuple[str, int], bytes]:
+        answers: list[pb.ConverseResponse] = []
+        await self._converse(self._bystander, answers.append, waits=True)
+        return _heard(answers)
+
+    async def _converse(
+        self,
+        sent: Iterable[pb.ConverseRequest],
+        send: Callable[[pb.ConverseResponse], None],
+        *,
+        waits: bool = False,
+    ) -> None:
+        conversation = Conversation(
+            "fuzz", engine=self._engine, limits=LimitsConfig(), default_split_layer=2, send=send
+        )
+        try:
+            for frame in sent:
+                if waits:
+                    await conversation.settle()
+                conversation.receive(frame)
+                if conversation.closed:
+                    break
+            async with asyncio.timeout(_PATIENCE_S):
+                await conversation.settle()
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            self._found.crashes.append(f"conversation: {type(error).__name__}: {error}")
+        finally:
+            conversation.give_up()
+
+
+def _heard(answers: Iterable[pb.ConverseResponse]) -> dict[tuple[str, int], bytes]:
+    """Returns the numbers that were answered by turn, without the times of their receipts."""
+    heard = {}
+    for answer in answers:
+        if answer.HasField("reply"):
+            content = answer.reply.reply.SerializeToString(deterministic=True)
+            heard["reply", answer.reply.turn] = content
+        elif answer.HasField("gradients"):
+            content = answer.gradients.message.SerializeToString(deterministic=True)
+            heard["gradients", answer.gradients.turn] = content
+    return heard
+
+
+async def _streams(target: str, hidden_dim: int, number: int, found: Found) -> None:
+    """Sends broken streams to a server, many at a time, with a bystander between them."""
+    frames_of = [frame.SerializeToString() for frame in good_stream(hidden_dim)]
+    bystander = [frame.SerializeToString() for frame in good_stream(hidden_dim, deterministic=True)]
+    numbers = random.Random(0)
+    (server,) = psutil.Process().children()
+    async with grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        expected = await _ask(channel, bystander)
+        start_mb = None
+        while found.inputs["streams"] < number:
+            batch = []
+            for _ in range(_STREAMS_AT_A_TIME):
+                start = numbers.randrange(len(frames_of))
+                sent = [*frames_of[:start], *(broken(each, numbers) for each in frames_of[start:])]
+                found.inputs["streams"] += len(frames_of) - start
+                batch.append(_stream(channel, sent, found))
+            *_, heard = await asyncio.gather(*batch, _ask(channel, bystander))
+            found.bystanders_turns += 1
+            found.disturbed_turns += heard != expected
+            if start_mb is None and found.inputs["streams"] > number / 4:
+                start_mb = server.memory_info().rss / 2**20  # caches and pools are filled
+        found.growth_mb = server.memory_info().rss / 2**20 - (start_mb or 0.0)
+
+
+def _call(channel: grpc.aio.Channel, sent: AsyncIterator[bytes] | None = None) -> Any:
+    converse: Any = channel.stream_stream(_CONVERSE, response_deserializer=pb.ConverseResponse.FromString)
+    return converse(sent, timeout=_PATIENCE_S)
+
+
+async def _ask(channel: grpc.aio.Channel, sent: list[bytes]) -> dict[tuple[str, int], bytes]:
+    """Holds a bystander's conversation: its gradients follow their reply. Returns what it heard."""
+    call = _call(channel)
+    answers: list[pb.ConverseResponse] = []
+    *before, backward, close = sent
+    for frame in before:
+        await call.write(frame)
+    while len(_heard(answers)) < _NUM_EXCHANGES:
+        answers.append(await call.read())
+    await call.write(backward)
+    while len(_heard(answers)) < _NUM_EXCHANGES + 1:
+        answers.append(await call.read())
+    await call.write(close)
+    await call.done_writing()
+    return _heard(answers)
+
+
+async def _stream(channel: grpc.aio.Channel, sent: list[bytes], found: Found) -> None:
+    """Sends one stream and counts what its frames were refused for."""
+    try:
+        async for answer in _call(channel, _all(sent)):
+            found.take(answer)
+    except grpc.aio.AioRpcError as error:
+        # Bytes that are no message may end a stream before our code sees them.
+        if error.code() not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+            found.crashes.append(f"stream: {error.code().name}: {error.details()}")
+        found.reasons[f"stream ended with {error.code().name}"] += 1
+
+
+async def _all(sent: list[bytes]) -> AsyncIterator[bytes]:
+    for each in sent:
+        yield each
+        await asyncio.sleep(0)
+
+
+def _report(found: Found) -> int:
+    table = Table(title=f"{found.inputs.total()} inputs that lie")
+    table.add_column("what came of them")
+    table.add_column("", justify="right")
+    for name, number in [*found.inputs.items(), *found.reasons.most_common()]:
+        table.add_row(name, str(number))
+    table.add_row("turns of bystanders", str(found.bystanders_turns))
+    console = Console()
+    console.print(table)
+    for crash in found.crashes[:10]:
+        console.print(crash, markup=False)
+    result = {
+        "inputs": found.inputs.total(),
+        "crashes": len(found.crashes),
+        "disturbed_turns": found.disturbed_turns,
+        "unknown_reasons": found.num_unknown,
+        "memory_growth_mb": round(found.growth_mb, 1),
+    }
+    print(json.dumps(result))
+    bad = found.crashes or found.disturbed_turns or found.num_unknown or found.growth_mb > _MAX_GROWTH_MB
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
