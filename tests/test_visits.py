@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from preceptor.codec import CodecSpec
 from preceptor.v1 import teacher_pb2 as pb
+from services.teacher import servicer
 from services.teacher.audit import audit, write_audit_to
 from services.teacher.errors import OverloadedError
 from services.teacher.quota import Quotas
@@ -22,7 +24,7 @@ from student_client import OverloadedError as ToldOverloadedError
 from tests.test_tenant_access import options_of
 from tests.test_tenant_file import invoke
 from tests.toy import STUDENT_DIM
-from tests.toy_frames import opening
+from tests.toy_frames import MESSAGE_DIM, codec_state, exchange, opening, set_codec
 from tests.toy_server import RawStudent, ToyServer
 
 if TYPE_CHECKING:
@@ -129,6 +131,24 @@ def test_a_team_over_its_quota_is_told_when_to_come_back_and_others_are_served(
         greedy(STATES)
     for _ in range(3):
         other(STATES)
+
+
+def test_a_revoked_student_who_reads_nothing_is_cut_off(
+    guarded: ToyServer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "_LINGER_S", SOON)
+    token = invoke("add", file, "deaf")
+    long = CodecSpec(message_dim=MESSAGE_DIM, message_len=64)
+    content = torch.randn(1024, 64, MESSAGE_DIM)  # 786 KB a reply: more than is sent ahead
+    with RawStudent(guarded.address, metadata=[("authorization", f"Bearer {token}")]) as student:
+        turns = (exchange(turn, content, wants_gradient=False) for turn in range(1, 25))
+        student.send(opening(long), set_codec(state=codec_state(long)), *turns)
+        visits = guarded.servicer._visits
+        guarded.wait_until(lambda: any(visit.conversation.tally.turns == 24 for visit in visits.values()))
+        invoke("revoke", file, "deaf")
+        start_s = time.monotonic()
+        guarded.wait_until(lambda: not visits)
+        assert time.monotonic() - start_s < 20  # before its call would end by itself
 
 
 def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(

@@ -25,7 +25,7 @@ from services.teacher.servicer import TeacherServicer
 from services.teacher.teaching import Teaching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Self
 
     from services.teacher.config import ServiceConfig
@@ -163,11 +163,13 @@ class ToyServer:
 class RawStudent:
     """A student that writes its frames by hand; leaving its context breaks the stream without a word."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
         self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._frames: queue.SimpleQueue[pb.ConverseRequest | None] = queue.SimpleQueue()
         self._stub = TeacherServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call: Any = self._stub.Converse(iter(self._frames.get, None), timeout=_PATIENCE_S)
+        self._call: Any = self._stub.Converse(
+            iter(self._frames.get, None), timeout=_PATIENCE_S, metadata=metadata
+        )
 
     def __enter__(self) -> Self:
         return self
