@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import contextlib
 import json
-import random
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import grpc
-import psutil
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -33,49 +28,26 @@ from rich.table import Table
 
 from benchmarks import teachers
 from benchmarks.bare_server import bare_server
-from benchmarks.fuzz_frames import broken, frames, good_stream, tensors_of_any_kind
+from benchmarks.fuzz_found import Found, heard
+from benchmarks.fuzz_frames import frames, good_stream, tensors_of_any_kind
+from benchmarks.fuzz_streams import send_streams
 from preceptor import wire
-from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.conversation import Conversation
 from services.teacher.limits import LimitsConfig
 from services.teacher.loading import load_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
+    from preceptor.v1 import teacher_pb2 as pb
     from services.teacher.engine import Engine
 
 ExampleT = TypeVar("ExampleT")
 
-_CONVERSE = "/preceptor.v1.TeacherService/Converse"
 _FRAMES_AN_EXAMPLE = 16
-_NUM_EXCHANGES = 2  # of a good stream
-_STREAMS_AT_A_TIME = 32
 _PATIENCE_S = 60.0
 _MAX_GROWTH_MB = 50.0
 _SHARES = {"tensors": 0.55, "frames": 0.4, "streams": 0.05}
-
-
-@dataclass
-class Found:
-    """What came of the inputs."""
-
-    inputs: collections.Counter[str] = field(default_factory=collections.Counter)
-    reasons: collections.Counter[str] = field(default_factory=collections.Counter)
-    crashes: list[str] = field(default_factory=list)
-    disturbed_turns: int = 0
-    bystanders_turns: int = 0
-    growth_mb: float = 0.0
-
-    def take(self, answer: pb.ConverseResponse) -> None:
-        """Counts why a frame was refused, if it was."""
-        if answer.WhichOneof("frame") == "failed":
-            self.reasons[pb.Reason.Name(answer.failed.reason)] += 1
-
-    @property
-    def num_unknown(self) -> int:
-        """Refusals that say nothing, or that the service failed."""
-        return self.reasons["REASON_UNSPECIFIED"] + self.reasons["REASON_INTERNAL"]
 
 
 def main() -> int:
@@ -101,7 +73,7 @@ def main() -> int:
         engine.stop()
         _tell("streams")
         with bare_server(config, Path(name)) as target:
-            asyncio.run(_streams(target, hidden_dim, round(wanted * _SHARES["streams"]), found))
+            asyncio.run(send_streams(target, hidden_dim, round(wanted * _SHARES["streams"]), found))
     return _report(found)
 
 
@@ -176,7 +148,7 @@ class _Desk:
     async def _ask_bystander(self) -> dict[tuple[str, int], bytes]:
         answers: list[pb.ConverseResponse] = []
         await self._converse(self._bystander, answers.append, waits=True)
-        return _heard(answers)
+        return heard(answers)
 
     async def _converse(
         self,
@@ -201,83 +173,6 @@ class _Desk:
             self._found.crashes.append(f"conversation: {type(error).__name__}: {error}")
         finally:
             conversation.give_up()
-
-
-def _heard(answers: Iterable[pb.ConverseResponse]) -> dict[tuple[str, int], bytes]:
-    """Returns the numbers that were answered by turn, without the times of their receipts."""
-    heard = {}
-    for answer in answers:
-        if answer.HasField("reply"):
-            content = answer.reply.reply.SerializeToString(deterministic=True)
-            heard["reply", answer.reply.turn] = content
-        elif answer.HasField("gradients"):
-            content = answer.gradients.message.SerializeToString(deterministic=True)
-            heard["gradients", answer.gradients.turn] = content
-    return heard
-
-
-async def _streams(target: str, hidden_dim: int, number: int, found: Found) -> None:
-    """Sends broken streams to a server, many at a time, with a bystander between them."""
-    frames_of = [frame.SerializeToString() for frame in good_stream(hidden_dim)]
-    bystander = [frame.SerializeToString() for frame in good_stream(hidden_dim, deterministic=True)]
-    numbers = random.Random(0)
-    (server,) = psutil.Process().children()
-    async with grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        expected = await _ask(channel, bystander)
-        start_mb = None
-        while found.inputs["streams"] < number:
-            batch = []
-            for _ in range(_STREAMS_AT_A_TIME):
-                start = numbers.randrange(len(frames_of))
-                sent = [*frames_of[:start], *(broken(each, numbers) for each in frames_of[start:])]
-                found.inputs["streams"] += len(frames_of) - start
-                batch.append(_stream(channel, sent, found))
-            *_, heard = await asyncio.gather(*batch, _ask(channel, bystander))
-            found.bystanders_turns += 1
-            found.disturbed_turns += heard != expected
-            if start_mb is None and found.inputs["streams"] > number / 4:
-                start_mb = server.memory_info().rss / 2**20  # caches and pools are filled
-        found.growth_mb = server.memory_info().rss / 2**20 - (start_mb or 0.0)
-
-
-def _call(channel: grpc.aio.Channel, sent: AsyncIterator[bytes] | None = None) -> Any:
-    converse: Any = channel.stream_stream(_CONVERSE, response_deserializer=pb.ConverseResponse.FromString)
-    return converse(sent, timeout=_PATIENCE_S)
-
-
-async def _ask(channel: grpc.aio.Channel, sent: list[bytes]) -> dict[tuple[str, int], bytes]:
-    """Holds a bystander's conversation: its gradients follow their reply. Returns what it heard."""
-    call = _call(channel)
-    answers: list[pb.ConverseResponse] = []
-    *before, backward, close = sent
-    for frame in before:
-        await call.write(frame)
-    while len(_heard(answers)) < _NUM_EXCHANGES:
-        answers.append(await call.read())
-    await call.write(backward)
-    while len(_heard(answers)) < _NUM_EXCHANGES + 1:
-        answers.append(await call.read())
-    await call.write(close)
-    await call.done_writing()
-    return _heard(answers)
-
-
-async def _stream(channel: grpc.aio.Channel, sent: list[bytes], found: Found) -> None:
-    """Sends one stream and counts what its frames were refused for."""
-    try:
-        async for answer in _call(channel, _all(sent)):
-            found.take(answer)
-    except grpc.aio.AioRpcError as error:
-        # Bytes that are no message may end a stream before our code sees them.
-        if error.code() not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
-            found.crashes.append(f"stream: {error.code().name}: {error.details()}")
-        found.reasons[f"stream ended with {error.code().name}"] += 1
-
-
-async def _all(sent: list[bytes]) -> AsyncIterator[bytes]:
-    for each in sent:
-        yield each
-        await asyncio.sleep(0)
 
 
 def _report(found: Found) -> int:

@@ -85,10 +85,13 @@ def frames() -> SearchStrategy[pb.ConverseRequest]:
         name=st.sampled_from(["reply", "ids", "decoder.body.0.weight", "encoder.body.weight", ""]),
         tensor=tensor,
     )
-    inputs = st.none() | st.builds(
-        pb.Inputs, tensors=st.lists(named, max_size=2), texts=st.lists(st.text(max_size=8), max_size=2)
-    )
-    kinds: dict[str, SearchStrategy[Any]] = {
+    kinds = {**_openings(named), **_turns(tensor, named)}
+    made = [st.builds(pb.ConverseRequest, **{kind: content}) for kind, content in kinds.items()]
+    return st.one_of(*made, st.just(pb.ConverseRequest()))
+
+
+def _openings(named: SearchStrategy[tensors.NamedTensor]) -> dict[str, SearchStrategy[Any]]:
+    return {
         "open": st.builds(
             pb.Open,
             codec=st.builds(pb.CodecSpec, kind=_NUMBERS, message_dim=_NUMBERS, message_len=_NUMBERS),
@@ -101,6 +104,16 @@ def frames() -> SearchStrategy[pb.ConverseRequest]:
         "set_codec": st.builds(
             pb.SetCodec, version=_COUNTERS, tensors=st.lists(named, max_size=3), complete=st.booleans()
         ),
+    }
+
+
+def _turns(
+    tensor: SearchStrategy[tensors.Tensor], named: SearchStrategy[tensors.NamedTensor]
+) -> dict[str, SearchStrategy[Any]]:
+    inputs = st.none() | st.builds(
+        pb.Inputs, tensors=st.lists(named, max_size=2), texts=st.lists(st.text(max_size=8), max_size=2)
+    )
+    return {
         "exchange": st.builds(
             pb.Exchange,
             turn=_COUNTERS,
@@ -123,5 +136,3 @@ def frames() -> SearchStrategy[pb.ConverseRequest]:
         "backward": st.builds(pb.Backward, turn=_COUNTERS, gradients=st.lists(named, max_size=2)),
         "close": st.just(pb.Close()),
     }
-    made = [st.builds(pb.ConverseRequest, **{kind: content}) for kind, content in kinds.items()]
-    return st.one_of(*made, st.just(pb.ConverseRequest()))
