@@ -50,6 +50,8 @@ def _train(rank: int, student: _Student, folder: Path) -> None:
     torch.autograd.backward(wrapped(_shard(rank)))
     torch.save({name: each.grad for name, each in student.named_parameters()}, folder / f"{rank}.pt")
     student.talk.close()
+    dist.barrier()  # who goes while the other still works takes its threads down with it
+    del wrapped
     dist.destroy_process_group()
 
 
