@@ -69,7 +69,7 @@ def main() -> int:
         with asyncio.Runner() as runner:
             desk = _Desk(engine, hidden_dim, found, runner)
             _examples(frames(), round(wanted * _SHARES["frames"]), desk.take)
-            desk.settle()
+            desk.look_at_bystander()
         engine.stop()
         _tell("streams")
         with bare_server(config, Path(name)) as target:
@@ -125,7 +125,6 @@ class _Desk:
         self._bystander = good_stream(hidden_dim, deterministic=True)
         self._expected = runner.run(self._ask_bystander())
         self._num_examples = 0
-        self._memory: list[float] = []
 
     def take(self, examples: list[pb.ConverseRequest]) -> None:
         """Has one conversation of made-up frames, after the good ones in every second example."""
@@ -134,13 +133,10 @@ class _Desk:
         self._found.inputs["frames"] += len(examples)
         self._runner.run(self._converse([*good, *examples], self._found.take))
         if self._num_examples % 50 == 0:
-            self._look_at_bystander()
+            self.look_at_bystander()
 
-    def settle(self) -> None:
-        """Looks at the bystander a last time."""
-        self._look_at_bystander()
-
-    def _look_at_bystander(self) -> None:
+    def look_at_bystander(self) -> None:
+        """Has the bystander ask again, and compares."""
         self._found.bystanders_turns += 1
         if self._runner.run(self._ask_bystander()) != self._expected:
             self._found.disturbed_turns += 1

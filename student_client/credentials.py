@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from preceptor.hosts import host_of, is_loopback
 from student_client.errors import AccessError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], .
     token = _token_of(options.token_file)
     if not token:
         return ()
-    if options.tls is None and not _is_loopback(target):
+    if options.tls is None and not is_loopback(host_of(target)):
         raise AccessError(f"token: not shown to {target} in the clear; expected a preceptors:// address")
     return (("authorization", f"Bearer {token}"),)
 
@@ -82,11 +82,3 @@ def _token_of(path: Path | None) -> str:
     if _TOKEN.fullmatch(content) is None:
         raise AccessError(f"{path or _TOKEN_VARIABLE}: got something that is no token, expected NAME.SECRET")
     return content.decode("ascii")
-
-
-def _is_loopback(target: str) -> bool:
-    host = target.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

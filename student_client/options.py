@@ -8,6 +8,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from preceptor.hosts import host_of
+
 __all__ = ["Address", "ClientOptions", "TlsOptions", "parse_address"]
 
 _MAX_PORT = 65535
@@ -74,7 +76,7 @@ class ClientOptions(BaseModel):
         tls = self.tls or TlsOptions()
         if tls.server_name is None:
             # A directory names replicas by their IPs; they have the service's certificate.
-            hosts = {replica.rpartition(":")[0].strip("[]") for replica in address.replicas}
+            hosts = {host_of(replica) for replica in address.replicas}
             if len(hosts) > 1:
                 raise ValueError(
                     f"options.tls.server_name: got none for {', '.join(sorted(hosts))}, expected the name in "

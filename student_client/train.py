@@ -104,7 +104,7 @@ def train(
     Args:
         config: of the run.
         fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed.
-        checked: whether `check` has passed it already.
+        checked: whether `check_folder` and `check` have passed it already.
         on_progress: called in this thread with each new line of the run's `metrics.jsonl`.
 
     Raises:
@@ -114,8 +114,8 @@ def train(
         TeacherError: the teacher does not say what it is, or was away for too long.
         TrainError: the run failed.
     """
-    check_folder(config, fresh=fresh)
     if not checked:
+        check_folder(config, fresh=fresh)
         check(config)
     config = _resolved(config)
     with folder_lock(config.folder, "another process trains this run; give this one another name"):

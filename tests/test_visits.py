@@ -18,11 +18,10 @@ from services.teacher import servicer
 from services.teacher.audit import audit, write_audit_to
 from services.teacher.errors import OverloadedError
 from services.teacher.quota import Quotas
-from services.teacher.tenants import Tenants
 from student_client import AccessError, ClientOptions, TeacherClient
 from student_client import OverloadedError as ToldOverloadedError
-from tests.test_tenant_access import options_of
-from tests.test_tenant_file import invoke
+from tests.test_tenant_access import guarded, options_of
+from tests.test_tenant_file import file, invoke
 from tests.toy import STUDENT_DIM
 from tests.toy_frames import MESSAGE_DIM, codec_state, exchange, opening, set_codec
 from tests.toy_server import RawStudent, ToyServer
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from services.teacher.config import ServiceConfig
-    from services.teacher.families.base import Teacher
     from student_client import TeacherTalk
+
+__all__ = ["file", "guarded"]
 
 STATES = torch.randn(1, 2, STUDENT_DIM)
 SOON = 0.2
@@ -103,20 +102,6 @@ def test_a_bucket_covers_bursts_and_no_more() -> None:
     with pytest.raises(OverloadedError) as told:
         quotas.charge("a", 5000, 100.0)
     assert told.value.retry_after_s == pytest.approx(50.0)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "tenants.yaml"
-
-
-@pytest.fixture
-def guarded(tiny_teacher: Teacher, service_config: ServiceConfig, file: Path) -> Iterator[ToyServer]:
-    Tenants(tenants={}).save(file)
-    server = ToyServer(tiny_teacher, service_config.model_copy(update={"tenants": file}))
-    server.start()
-    yield server
-    server.close()
 
 
 def test_a_team_over_its_quota_is_told_when_to_come_back_and_others_are_served(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from preceptor.cli import config_errors, console, fail, needs_extra
+from preceptor.hosts import is_loopback
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
@@ -34,7 +35,6 @@ def serve(
     Example: preceptor serve teacher.yaml --port 41500
     """
     settings = _load(config, port)
-    from services.teacher.config import is_loopback
     from services.teacher.local import ServeError, serving
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C by default

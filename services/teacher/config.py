@@ -5,12 +5,12 @@ Paths and import paths come from here only, never from a student.
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from preceptor.hosts import is_loopback
 from preceptor.settings import read_fields
 from services.teacher.limits import LimitsConfig
 
@@ -24,7 +24,6 @@ __all__ = [
     "ModuleConfig",
     "ServiceConfig",
     "TlsConfig",
-    "is_loopback",
 ]
 
 
@@ -254,11 +253,3 @@ class ServiceConfig(_Config):
         if self.audit_log is not None:
             update["audit_log"] = folder / self.audit_log
         return self.model_copy(update=update)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

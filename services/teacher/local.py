@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from preceptor.hosts import host_of
 from preceptor.local_ray import connected_ray
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
@@ -174,9 +175,9 @@ def _wait_until_listening(config: ServiceConfig, timeout_s: float) -> None:
         replicas = directory.addresses.remote().result(timeout_s=_remaining_s(deadline_s))
         time.sleep(_POLL_S)
     for target in (socket_address(config.host, config.port), *replicas):
-        host, _, port = target.rpartition(":")
+        port = int(target.rpartition(":")[2])
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _remaining_s(deadline_s)).close()
+            socket.create_connection((host_of(target), port), _remaining_s(deadline_s)).close()
         except OSError as error:
             raise ServeError(f"{target} does not listen: {error.strerror or error}") from None
 
