@@ -142,6 +142,20 @@ def test_a_file_that_is_broken_for_a_while_changes_nothing(
     assert not gate.allows(shown)
 
 
+def test_a_file_that_was_away_counts_again_when_it_is_back(file: Path) -> None:
+    token = invoke("add", file, "support")
+    clock = Clock()
+    gate = Gate(file, clock)
+    shown = gate.admit(bearer(token))
+    away = file.rename(file.with_name("away.yaml"))
+    assert gate.allows(shown)
+    clock.now_s += 400
+    assert not gate.allows(shown)
+    away.rename(file)  # the very same file
+    assert gate.allows(shown)
+    assert gate.admit(bearer(token)) == shown
+
+
 def test_the_commands_teach_and_refuse(file: Path) -> None:
     invoke("add", file, "support", "--days", 2, "--max-conversations", 4)
     assert "is there already" in invoke("add", file, "support", code=2)

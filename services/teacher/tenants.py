@@ -157,7 +157,7 @@ class Gate:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
-        self._stamp = self._stamp_now()
+        self._stamp: tuple[int, int, int] | None = self._stamp_now()
         self._tenants = Tenants.load(path).tenants
         self._looked_s = clock()
         self._blind_since_s: float | None = None
@@ -219,6 +219,8 @@ class Gate:
             self._stamp = stamp  # whatever is in it is looked at once
             self._tenants = Tenants.load(self._path).tenants
         except Exception as error:  # noqa: BLE001 - whatever is in the file, nobody else is disturbed
+            if isinstance(error, OSError):
+                self._stamp = None  # it may come back, or be opened to us, as it is
             if self._blind_since_s is None:
                 self._blind_since_s = now_s
                 logger.error("the tenants stay what they were: %s: %s", self._path, type(error).__name__)  # noqa: TRY400
