@@ -33,7 +33,8 @@ __all__ = [
 
 
 class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What came is left out of errors: it may be a URI with a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class TeacherConfig(_Config):

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class TrackingConfig(BaseModel):
     """Where metrics go besides the run's folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     mlflow: str | None = Field(default=None, description="An MLflow tracking URI, or a folder; null: none.")
     experiment: str = Field(default="preceptor", description="The MLflow experiment.")

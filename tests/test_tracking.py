@@ -9,6 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from student_client.config import TrainConfig
 from student_client.tracking import Tracker, TrackingConfig
 
 if TYPE_CHECKING:
@@ -114,8 +115,13 @@ def test_nothing_is_tracked_unless_asked(tmp_path: Path) -> None:
 
 
 def test_passwords_stay_out_of_configs() -> None:
-    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as told:
         TrackingConfig(mlflow="https://me:secret@mlflow.example")
+    assert "secret" not in str(told.value)
+    content = {"name": "a", "tracking": {"mlflow": "https://me:secret@mlflow.example"}}
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as told:
+        TrainConfig.model_validate(content)
+    assert "secret" not in str(told.value)
 
 
 def test_a_folder_of_mlflow_does_not_depend_on_where_a_worker_runs(tmp_path: Path) -> None:
