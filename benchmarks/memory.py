@@ -79,7 +79,11 @@ def measure_memory(folder: Path, port: int, num_tenants: int, *, num_gpus: float
     if saver.exitcode:
         raise RuntimeError(f"saving SmolLM2: got exit code {saver.exitcode}, expected 0")
     config = ServiceConfig(
-        name="smollm2", model=DecoderConfig(path=str(folder / "smollm2")), port=port, num_gpus=num_gpus
+        name="smollm2",
+        auth="none",
+        model=DecoderConfig(path=str(folder / "smollm2")),
+        port=port,
+        num_gpus=num_gpus,
     )
     print("memory: tenants", file=sys.stderr, flush=True)
     with _tenants("none", config, num_tenants):

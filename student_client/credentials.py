@@ -65,8 +65,10 @@ def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], .
     token = _token_of(options.token_file)
     if not token:
         return ()
-    if options.tls is None and not is_loopback(host_of(target)):
-        raise AccessError(f"token: not shown to {target} in the clear; expected a preceptors:// address")
+    if options.tls is None and not options.insecure and not is_loopback(host_of(target)):
+        raise AccessError(
+            f"token: not shown to {target} in the clear; expected preceptors://, or options.insecure"
+        )
     return (("authorization", f"Bearer {token}"),)
 
 

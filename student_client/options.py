@@ -62,6 +62,11 @@ class ClientOptions(BaseModel):
     tls: TlsOptions | None = Field(
         default=None, description="For preceptors:// addresses; null: the system's authorities."
     )
+    insecure: bool = Field(
+        default=False,
+        description="Whether the token may be shown to other machines in the clear, where nobody else "
+        "listens.",
+    )
 
     def at(self, address: Address) -> ClientOptions:
         """Returns the options as they hold at an address: with `tls`, and the name to expect, if it has TLS.

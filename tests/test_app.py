@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from ray.serve._private import default_impl
+from ray.serve._private import default_impl, grpc_util
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.replica import Replica
 
@@ -19,6 +19,7 @@ from services.teacher import ingress, local
 from services.teacher.app import TeacherDeployment, build_app
 from services.teacher.directory import Directory, Report
 from services.teacher.environment import replica_ports, serve_environment
+from services.teacher.keepalive import KEEPALIVE
 from services.teacher.loading import load_engine
 from services.teacher.local import ServeError, address_of, serving, wait_until_ready
 from tests.test_serve import free_port
@@ -57,9 +58,12 @@ def deployment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: LocalDirectory
 ) -> Iterator[TeacherDeployment]:
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
+    options = grpc_util.DEFAULT_GRPC_SERVER_OPTIONS
+    monkeypatch.setattr(grpc_util, "DEFAULT_GRPC_SERVER_OPTIONS", options)
     monkeypatch.setattr(Replica, "perform_graceful_shutdown", Replica.perform_graceful_shutdown)
     monkeypatch.setattr(ingress, "_watcher", ingress._Watcher())
-    config = row_config(tmp_path, host="0.0.0.0", port=5000, insecure=True)  # noqa: S104 - nothing is bound
+    # As on a node that others reach, but without asking for tokens; nothing is bound.
+    config = row_config(tmp_path, port=5000).model_copy(update={"host": "0.0.0.0"})  # noqa: S104
     for name, value in serve_environment(config).items():
         monkeypatch.setenv(name, value)
     handle: Any = directory
@@ -155,6 +159,8 @@ def test_replicas_are_bound_to_the_host_and_other_servers_to_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, port: int, bound: list[str]
 ) -> None:
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
+    options = grpc_util.DEFAULT_GRPC_SERVER_OPTIONS
+    monkeypatch.setattr(grpc_util, "DEFAULT_GRPC_SERVER_OPTIONS", options)
     config = row_config(tmp_path, host=host, port=5000, num_replicas=2)
     for name, value in serve_environment(config).items():
         monkeypatch.setenv(name, value)
@@ -162,6 +168,7 @@ def test_replicas_are_bound_to_the_host_and_other_servers_to_nothing(
     ports: Any = Ports()
     default_impl.add_grpc_address(ports, f"[::]:{port}")
     assert ports.bound == bound
+    assert set(KEEPALIVE) < set(grpc_util.DEFAULT_GRPC_SERVER_OPTIONS)
 
 
 def test_a_service_has_one_address(tmp_path: Path) -> None:

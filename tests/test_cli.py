@@ -109,6 +109,7 @@ def test_a_client_only_install_talks_and_shows_every_command() -> None:
 
 def test_relative_paths_of_a_service_config_start_at_its_folder(tmp_path: Path) -> None:
     content = {
+        "auth": "none",
         "model": {
             "family": "module",
             "factory": "a:b",

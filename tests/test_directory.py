@@ -11,6 +11,7 @@ import pytest
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
+from services.teacher.config import ServiceConfig
 from services.teacher.directory import Directory, Report, Reporter
 from services.teacher.directory_server import DirectoryDeployment
 from tests.test_serve import free_port
@@ -172,8 +173,9 @@ def test_a_report_travels_between_processes() -> None:
 
 def test_the_service_answers_at_its_address_once_a_replica_has_reported() -> None:
     async def run() -> None:
-        address = f"127.0.0.1:{free_port()}"
-        deployment = DirectoryDeployment(address)
+        port = free_port()
+        address = f"127.0.0.1:{port}"
+        deployment = DirectoryDeployment(ServiceConfig(auth="none", port=port))
         assert await deployment.report(report("b", draining=True)) == []
         async with grpc.aio.insecure_channel(address) as channel:
             stub = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -195,8 +197,8 @@ def test_the_service_answers_at_its_address_once_a_replica_has_reported() -> Non
 
 def test_a_port_that_the_last_directory_still_has_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        address = f"127.0.0.1:{free_port()}"
-        old, new = DirectoryDeployment(address), DirectoryDeployment(address)
+        config = ServiceConfig(auth="none", port=free_port())
+        old, new = DirectoryDeployment(config), DirectoryDeployment(config)
         await old.report(report("a"))
         assert await new.report(report("a")) == [report("a")]
         assert new._server is None

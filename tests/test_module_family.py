@@ -94,7 +94,11 @@ def _load(
         "norm": "norm",
     }
     config = ServiceConfig.model_validate(
-        {"model": {**settings, "weights": weights, **model}, "python_path": [folder]}
+        {
+            "auth": "none",
+            "model": {**settings, "weights": weights, **model},
+            "python_path": [folder],
+        }
     )
     return load_teacher(config, torch.device("cpu"), dtype)
 

@@ -53,7 +53,7 @@ def test_blocks_that_take_a_mask_do_not_see_a_messages_padding(tmp_path: Path) -
         "head": None,
         "inputs": {"ids": "int64[*,*]<8"},
     }
-    config = ServiceConfig.model_validate({"model": model})
+    config = ServiceConfig.model_validate({"auth": "none", "model": model})
     teacher = load_teacher(config, torch.device("cpu"), torch.float32)
     states = torch.randn(1, 3, 4)
     short = teacher.upper(States(states[:, :2], torch.ones(1, 2, dtype=torch.bool)), 0)

@@ -250,7 +250,7 @@ def test_a_modules_own_attention_mask_is_no_padding(tmp_path: Path) -> None:
         "head": None,
         "inputs": {"ids": "int64[*,*]<32", "attention_mask": "bool[*,*]"},
     }
-    config = ServiceConfig.model_validate({"model": model})
+    config = ServiceConfig.model_validate({"auth": "none", "model": model})
     teacher = load_teacher(config, torch.device("cpu"), torch.float32)
     ids = torch.arange(8).reshape(2, 4)
     inputs = {"ids": ids, "attention_mask": torch.tensor([[True, False, True, False], [True] * 4])}

@@ -23,7 +23,16 @@ STUBS = PROTOS / "preceptor" / "v1"
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 # The files of the service that may know Ray or gRPC.
-EDGE = {"access.py", "app.py", "certificates.py", "cli.py", "directory_server.py", "ingress.py", "local.py"}
+EDGE = {
+    "access.py",
+    "app.py",
+    "certificates.py",
+    "cli.py",
+    "directory_server.py",
+    "health.py",
+    "ingress.py",
+    "local.py",
+}
 
 
 def _sources(*folders: str) -> list[Path]:

@@ -29,12 +29,12 @@ MODULE = {
 def _load(folder: Path, text: str) -> ServiceConfig:
     path = folder / "teacher.yaml"
     path.write_text(text)
-    return ServiceConfig.load(path)
+    return ServiceConfig.load(path, auth="none")
 
 
 def test_an_empty_file_is_the_default_teacher(tmp_path: Path) -> None:
     config = _load(tmp_path, "")
-    assert config == ServiceConfig()
+    assert config == ServiceConfig(auth="none")
     assert isinstance(config.model, EncoderConfig)
     assert config.model.path.startswith("package:")
 
@@ -111,14 +111,39 @@ def test_how_turns_share_the_teacher_is_read_from_the_file(tmp_path: Path) -> No
     assert (config.limits.credit_bytes, config.limits.max_queued_tokens) == (8192, 100)
 
 
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({}, "tenants: got none, expected a file of `preceptor tenant`, or `auth: none` where only this"),
+        ({"tenants": "t.yaml", "auth": "none"}, "tenants: got a file with `auth: none`, expected"),
+        ({"auth": "none", "host": "10.0.0.1", "insecure": True}, "auth: got none for host 10.0.0.1, which"),
+        (
+            {"auth": "none", "host": "::", "tls": {"certificate": "a", "key": "b"}},
+            "auth: got none for host ::",
+        ),
+        ({"auth": "nobody"}, "auth"),
+        (
+            {"tenants": "t.yaml", "engine": {"tenant_weights": {"a": 2.0}}},
+            "engine.tenant_weights: got some with `tenants`, expected weights in that file",
+        ),
+    ],
+)
+def test_nobody_talks_without_a_token_unless_the_operator_says_so(
+    fields: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(fragment)):
+        ServiceConfig.model_validate(fields)
+    assert ServiceConfig(tenants=Path("t.yaml"), host="10.0.0.1", insecure=True).auth == "tokens"
+
+
 def test_a_config_can_not_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        ServiceConfig().port = 1  # type: ignore[misc]
+        ServiceConfig(auth="none").port = 1  # type: ignore[misc]
 
 
 def test_rays_environment_follows_the_config() -> None:
     limits = LimitsConfig(max_frame_bytes=1 << 20)
-    environment = serve_environment(ServiceConfig(port=40000, num_replicas=3, limits=limits))
+    environment = serve_environment(ServiceConfig(auth="none", port=40000, num_replicas=3, limits=limits))
     assert int(environment[MIN_PORT_VARIABLE]) == 40001  # 40000 is the directory's
     assert int(environment[MAX_PORT_VARIABLE]) > 40003
     assert int(environment["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) > 1 << 20

@@ -102,6 +102,48 @@ def test_a_team_has_no_more_conversations_than_it_may(
     first(states)
 
 
+def test_a_team_talks_to_the_teachers_it_may_talk_to(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk]
+) -> None:
+    here = guarded.config.name
+    elsewhere = options_of(file, invoke("add", file, "sales", "--teacher", "other"))
+    both = options_of(file, invoke("add", file, "support", "--teacher", "other", "--teacher", here))
+    states = torch.randn(1, 2, STUDENT_DIM)
+    with pytest.raises(AccessError, match=f"authorization: sales may not talk to {here}"):
+        connect(guarded.address, options=elsewhere)(states)
+    talk = connect(guarded.address, options=both)
+    talk(states)
+    invoke("change", file, "support", "--teacher", "other")
+    guarded.wait_until(lambda: not guarded.servicer._visits)
+    with pytest.raises(AccessError, match="authorization"):
+        talk(states)
+
+
+def test_shares_and_queued_tokens_of_a_team_follow_the_file(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk]
+) -> None:
+    options = options_of(file, invoke("add", file, "support", "--weight", 2, "--max-queued-tokens", 3))
+    states = torch.randn(1, 2, STUDENT_DIM)
+    talk, other = (connect(guarded.address, options=each) for each in (options, options))
+    talk(states)
+    other(states)
+    gate = guarded.gate
+    assert gate is not None
+    assert (gate.weights, gate.max_queued_tokens) == ({"support": 2.0}, {"support": 3})
+    guarded.queue.gate.clear()
+    pending = [talk.start(states)]
+    guarded.queue.await_arrivals(3)
+    pending.append(talk.start(states))  # the first is with the engine, this one waits
+    guarded.queue.await_arrivals()
+    refused = other.start(states)
+    guarded.queue.await_refusals()
+    invoke("change", file, "support", "--max-queued-tokens", 4, "--weight", 3)
+    guarded.wait_until(lambda: gate.max_queued_tokens == {"support": 4})  # those who are watched have it read
+    assert gate.weights == {"support": 3.0}
+    guarded.queue.gate.set()
+    assert all(each.result().decoded.shape == states.shape for each in (*pending, refused))
+
+
 def test_a_token_is_shown_under_tls_or_on_this_machine_only(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +153,7 @@ def test_a_token_is_shown_under_tls_or_on_this_machine_only(
     shown = (("authorization", "Bearer a.0123456789abcdef"),)
     assert metadata_of(ClientOptions(), "127.0.0.1:1") == metadata_of(ClientOptions(), "[::1]:1") == shown
     assert metadata_of(ClientOptions(tls=TlsOptions()), "teacher.example:1") == shown
+    assert metadata_of(ClientOptions(insecure=True), "teacher.example:1") == shown
     for target in ("10.0.0.1:1", "teacher.example:1"):
         with pytest.raises(AccessError, match=r"not shown to .* in the clear"):
             metadata_of(ClientOptions(), target)

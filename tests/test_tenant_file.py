@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
+from services.teacher.gate import AccessDeniedError, Gate
 from services.teacher.tenant_cli import app
-from services.teacher.tenants import AccessDeniedError, Gate, Tenant, TenantKey, Tenants, new_key
+from services.teacher.tenants import Tenant, TenantKey, Tenants, new_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +87,7 @@ def test_secrets_are_long_and_only_their_salted_digests_are_kept(file: Path) -> 
 def test_a_rotated_token_ends_after_a_while_and_a_revoked_one_at_once(file: Path) -> None:
     clock = Clock()
     first = invoke("add", file, "support")
-    gate = Gate(file, clock)
+    gate = Gate(file, clock=clock)
     shown = gate.admit(bearer(first))
     second = invoke("rotate", file, "support", "--keep-hours", 1)
     assert gate.admit(bearer(second)).tenant == "support"
@@ -109,7 +110,7 @@ def test_a_rotated_token_ends_after_a_while_and_a_revoked_one_at_once(file: Path
 def test_a_team_expires(file: Path) -> None:
     clock = Clock()
     token = invoke("add", file, "support", "--days", 1)
-    gate = Gate(file, clock)
+    gate = Gate(file, clock=clock)
     shown = gate.admit(bearer(token))
     clock.now_s += 25 * 3600
     assert not gate.allows(shown)
@@ -122,7 +123,7 @@ def test_a_file_that_is_broken_for_a_while_changes_nothing(
 ) -> None:
     token = invoke("add", file, "support")
     clock = Clock()
-    gate = Gate(file, clock)
+    gate = Gate(file, clock=clock)
     shown = gate.admit(bearer(token))
     good = file.read_text()
     for text in ("tenants: [", "tenants: {support: {colour: red}}", "", "tenants: {'': {keys: []}}"):
@@ -145,7 +146,7 @@ def test_a_file_that_is_broken_for_a_while_changes_nothing(
 def test_a_file_that_was_away_counts_again_when_it_is_back(file: Path) -> None:
     token = invoke("add", file, "support")
     clock = Clock()
-    gate = Gate(file, clock)
+    gate = Gate(file, clock=clock)
     shown = gate.admit(bearer(token))
     away = file.rename(file.with_name("away.yaml"))
     assert gate.allows(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,11 +24,11 @@ from tests.toy_server import ToyServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from services.teacher.families.base import Teacher
     from student_client import TeacherTalk
 
+TENANTS = Path("tenants.yaml")
 HASTE: dict[str, Any] = {"connect_timeout_s": 2, "answer_timeout_s": 2, "deadline_s": 2}
 
 
@@ -194,12 +195,16 @@ def test_files_that_are_no_certificates_are_told(authority: Authority, tmp_path:
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "teacher.example"])  # noqa: S104
 def test_beyond_loopback_the_clear_is_a_choice(host: str, authority: Authority) -> None:
     with pytest.raises(ValueError, match="which other machines reach, without `tls`"):
-        ServiceConfig(host=host)
-    assert address_of(ServiceConfig(host="teacher.example", insecure=True)).startswith("preceptor://")
+        ServiceConfig(host=host, tenants=TENANTS)
+    assert address_of(ServiceConfig(host="teacher.example", tenants=TENANTS, insecure=True)).startswith(
+        "preceptor://"
+    )
     tls = tls_of(authority)
-    assert address_of(ServiceConfig(host="teacher.example", tls=tls)).startswith("preceptors://")
+    assert address_of(ServiceConfig(host="teacher.example", tenants=TENANTS, tls=tls)).startswith(
+        "preceptors://"
+    )
     for local in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        assert ServiceConfig(host=local).tls is None
+        assert ServiceConfig(host=local, tenants=TENANTS).tls is None
 
 
 def test_configs_say_what_they_mean(tmp_path: Path) -> None:
@@ -211,7 +216,7 @@ def test_configs_say_what_they_mean(tmp_path: Path) -> None:
     resolved = TrainConfig.resolve(fields, tmp_path)
     tls = resolved["teacher"]["options"]["tls"]
     assert tls == {"ca_file": tmp_path / "ca.pem", "server_name": "a"}
-    content = {"tls": {"certificate": "a.crt", "key": "a.key"}}
+    content = {"auth": "none", "tls": {"certificate": "a.crt", "key": "a.key"}}
     config = ServiceConfig.model_validate(content).resolved(tmp_path)
     assert config.tls == TlsConfig(certificate=tmp_path / "a.crt", key=tmp_path / "a.key")
 

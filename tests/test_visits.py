@@ -118,16 +118,46 @@ def test_a_team_over_its_quota_is_told_when_to_come_back_and_others_are_served(
         other(STATES)
 
 
+def deaf_frames() -> list[pb.ConverseRequest]:
+    """Returns what a student says whose replies, 786 KB each, are more than is sent ahead."""
+    long = CodecSpec(message_dim=MESSAGE_DIM, message_len=64)
+    content = torch.randn(1024, 64, MESSAGE_DIM)
+    turns = (exchange(turn, content, wants_gradient=False) for turn in range(1, 25))
+    return [opening(long), set_codec(state=codec_state(long)), *turns]
+
+
+@pytest.mark.parametrize("has_closed", [False, True])
+def test_a_student_who_leaves_its_answers_unread_is_cut_off_and_others_go_on(
+    start_server: Callable[..., ToyServer],
+    connect: Callable[..., TeacherTalk],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_closed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    monkeypatch.setattr(servicer, "_LINGER_S", SOON)
+    server = start_server(max_unread_s=SOON)
+    other = connect(server.address)
+    before = other(STATES)
+    with caplog.at_level(logging.INFO), RawStudent(server.address) as deaf:
+        deaf.send(*deaf_frames())
+        if has_closed:
+            deaf.done_writing()
+        server.wait_until(lambda: len(server.servicer._visits) == 2)
+        server.wait_until(lambda: len(server.servicer._visits) == 1)
+        assert torch.equal(other(STATES).decoded, before.decoded)
+    assert other.conversation.num_reconnects == 0
+    assert [line["why"] for line in written(caplog) if line["event"] == "closed"] == [
+        "its answers were not read"
+    ]
+
+
 def test_a_revoked_student_who_reads_nothing_is_cut_off(
     guarded: ToyServer, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servicer, "_LINGER_S", SOON)
     token = invoke("add", file, "deaf")
-    long = CodecSpec(message_dim=MESSAGE_DIM, message_len=64)
-    content = torch.randn(1024, 64, MESSAGE_DIM)  # 786 KB a reply: more than is sent ahead
     with RawStudent(guarded.address, metadata=[("authorization", f"Bearer {token}")]) as student:
-        turns = (exchange(turn, content, wants_gradient=False) for turn in range(1, 25))
-        student.send(opening(long), set_codec(state=codec_state(long)), *turns)
+        student.send(*deaf_frames())
         visits = guarded.servicer._visits
         guarded.wait_until(lambda: any(visit.conversation.tally.turns == 24 for visit in visits.values()))
         invoke("revoke", file, "deaf")

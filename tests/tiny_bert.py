@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher(folder: Path) -> Iterator[ToyServer]:
     model = {"family": "encoder", "path": str(folder)}
-    config = ServiceConfig.model_validate({"name": "bert", "model": model})
+    config = ServiceConfig.model_validate({"name": "bert", "auth": "none", "model": model})
     server = ToyServer(load_from(folder, "encoder"), config)
     server.start()
     yield server

@@ -66,6 +66,7 @@ def load_from(
     config = ServiceConfig.model_validate(
         {
             "name": "tiny",
+            "auth": "none",
             "model": {"family": family, "path": str(folder)},
             "limits": {"max_input_len": max_input_len},
         }

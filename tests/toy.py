@@ -88,7 +88,7 @@ def toy_config(folder: Path, *, seed: int = 0, head: str | None = "head", **serv
         "head": head,
         "inputs": {"ids": f"int64[*,*]<{NUM_IDS}"},
     }
-    return ServiceConfig.model_validate({"name": f"toy-{seed}", "model": model, **service})
+    return ServiceConfig.model_validate({"name": f"toy-{seed}", "auth": "none", "model": model, **service})
 
 
 class WatchedTeacher:

@@ -18,7 +18,10 @@ from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherService
 from services.teacher.certificates import add_port
 from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
+from services.teacher.gate import gate_of
 from services.teacher.graphs import GraphStore
+from services.teacher.health import add_health_to_server
+from services.teacher.keepalive import KEEPALIVE
 from services.teacher.loading import build_queue
 from services.teacher.observations import ObservationCache
 from services.teacher.servicer import TeacherServicer
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
+    from services.teacher.gate import Gate
     from services.teacher.work import Work
 
 __all__ = ["GatedQueue", "RawStudent", "ToyServer"]
@@ -43,8 +47,10 @@ ResultT = TypeVar("ResultT")
 class GatedQueue:
     """A service's queue that hands work out only while its gate is open, and tells when work comes in."""
 
-    def __init__(self, teacher: Teacher, graphs: GraphStore, config: ServiceConfig) -> None:
-        self._queue = build_queue(teacher, config, graphs)
+    def __init__(
+        self, teacher: Teacher, graphs: GraphStore, config: ServiceConfig, gate: Gate | None = None
+    ) -> None:
+        self._queue = build_queue(teacher, config, graphs, gate)
         self.finished, self.gone = self._queue.finished, self._queue.gone
         self.gate = threading.Event()
         self.gate.set()
@@ -106,11 +112,12 @@ class ToyServer:
 
     def start(self) -> None:
         graphs = GraphStore(self.config.engine.max_retained_bytes)
-        self.queue = GatedQueue(self.teacher, graphs, self.config)
+        self.gate = gate_of(self.config)
+        self.queue = GatedQueue(self.teacher, graphs, self.config, self.gate)
         cache = ObservationCache(self.config.cache.max_bytes)
         self.engine = Engine(Teaching(self.teacher, cache), queue=self.queue, graphs=graphs)
         self.engine.start()
-        self.servicer = TeacherServicer(self.engine, self.config)
+        self.servicer = TeacherServicer(self.engine, self.config, self.gate)
         self.call(self._start())
 
     def kill(self) -> None:
@@ -153,9 +160,11 @@ class ToyServer:
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
                 ("grpc.so_reuseport", 0),
+                *KEEPALIVE,
             ]
         )
         add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
+        add_health_to_server(self.servicer, self._server)
         self.port = add_port(self._server, f"127.0.0.1:{self.port}", self.config.tls)
         await self._server.start()
 

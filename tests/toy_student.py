@@ -61,7 +61,8 @@ def row_config(folder: Path, **service: Any) -> ServiceConfig:
         "weights": weights,
         "inputs": {"ids": f"int64[*]<{NUM_IDS}"},
     }
-    return ServiceConfig.model_validate({"name": "rows", "model": model, **service})
+    auth = "tokens" if "tenants" in service else "none"
+    return ServiceConfig.model_validate({"name": "rows", "auth": auth, "model": model, **service})
 
 
 class ToyStudent(nn.Module):

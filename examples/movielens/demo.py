@@ -94,6 +94,7 @@ def service_config(foundation: Foundation, movielens: MovieLens, port: int) -> S
     )
     return ServiceConfig(
         name="foundation-recommender",
+        auth="none",  # it listens on loopback
         model=model,
         port=port,
         drain_s=0.5,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from services.teacher.audit import audit
-from services.teacher.tenants import AccessDeniedError
+from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from services.teacher.tenants import Gate
+    from services.teacher.gate import Gate
 
 __all__ = ["deny", "is_denied", "metadata_of", "peer_of"]
 

@@ -18,6 +18,7 @@ from services.teacher.config import ServiceConfig
 from services.teacher.directory import Reporter
 from services.teacher.directory_server import DirectoryDeployment
 from services.teacher.environment import socket_address
+from services.teacher.gate import gate_of
 from services.teacher.ingress import restrict_listening, watch_replica
 from services.teacher.loading import load_engine
 from services.teacher.servicer import TeacherServicer
@@ -25,6 +26,7 @@ from services.teacher.servicer import TeacherServicer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app"]
 
 APP_NAME = "preceptor"
-SERVICER_FUNCTIONS = ["preceptor.v1.teacher_pb2_grpc.add_TeacherServiceServicer_to_server"]
+SERVICER_FUNCTIONS = [
+    "preceptor.v1.teacher_pb2_grpc.add_TeacherServiceServicer_to_server",
+    "services.teacher.health.add_health_to_server",
+]
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - told from others, not bound to
 _SETTLE_S = 10.0
@@ -55,8 +60,9 @@ class TeacherDeployment:
         self._config = config
         self._directory = directory
         self._reporter: Reporter | None = None
-        self._engine = load_engine(config)
-        self._servicer = TeacherServicer(self._engine, config)
+        gate = gate_of(config)
+        self._engine = load_engine(config, gate)
+        self._servicer = TeacherServicer(self._engine, config, gate)
 
     async def DescribeTeacher(  # noqa: N802 - Serve looks methods up by RPC name
         self, request: pb.DescribeTeacherRequest, grpc_context: Any
@@ -69,6 +75,10 @@ class TeacherDeployment:
     ) -> pb.FindReplicasResponse:
         """See `TeacherServicer`."""
         return await self._servicer.FindReplicas(request, grpc_context)
+
+    async def Check(self, request: HealthCheckRequest, grpc_context: Any) -> HealthCheckResponse:  # noqa: N802
+        """See `TeacherServicer`."""
+        return await self._servicer.Check(request, grpc_context)
 
     async def Converse(  # noqa: N802
         self, request_stream: AsyncIterator[pb.ConverseRequest], grpc_context: Any
@@ -125,7 +135,7 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
             graceful_shutdown_timeout_s=1.0,
             logging_config={"enable_access_log": False},
         )
-        .bind(socket_address(config.host, config.port), config.tls, config.tenants, config.audit_log)
+        .bind(config)
     )
     return (
         serve.deployment(TeacherDeployment)

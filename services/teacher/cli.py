@@ -26,6 +26,10 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="The port, instead of the config's.")] = None,
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of a Ray that is started here.")] = 8,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="`none`: whoever is on this machine may talk, no token is asked for."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,
 ) -> None:
     """Serve a frozen teacher; students talk to the printed address.
@@ -33,8 +37,10 @@ def serve(
     Starts a local Ray if RAY_ADDRESS is not set. Stop it with Ctrl-C: open conversations get a few seconds.
 
     Example: preceptor serve teacher.yaml --port 41500
+
+    On a machine of your own: preceptor serve --auth none
     """
-    settings = _load(config, port)
+    settings = _load(config, {"port": port, "auth": auth})
     from services.teacher.local import ServeError, serving
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C by default
@@ -58,13 +64,11 @@ def serve(
         raise typer.Exit(0) from None
 
 
-def _load(path: Path | None, port: int | None) -> ServiceConfig:
+def _load(path: Path | None, given: dict[str, object]) -> ServiceConfig:
     from services.teacher.config import ServiceConfig
 
     with config_errors(path):
-        settings = ServiceConfig() if path is None else ServiceConfig.load(path)
-        update = {} if port is None else {"port": port}
-        return ServiceConfig.model_validate({**settings.model_dump(), **update})
+        return ServiceConfig.load(path, **{name: each for name, each in given.items() if each is not None})
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

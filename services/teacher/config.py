@@ -118,7 +118,8 @@ class EngineConfig(_Config):
         default=None, description="torch.compile's backend for the layers, for example inductor; null: none."
     )
     tenant_weights: dict[str, float] = Field(
-        default_factory=dict, description="Shares of service by tenant; 1 for those not named."
+        default_factory=dict,
+        description="Shares of service by tenant, with `auth: none`; 1 for those not named.",
     )
 
     def sizes(self, device: str) -> tuple[int, int]:
@@ -174,9 +175,11 @@ class ServiceConfig(_Config):
         description="The directory's port; replicas of a node take those after it.",
     )
     tls: TlsConfig | None = Field(default=None, description="Certificates; null: students talk in the clear.")
-    tenants: Path | None = Field(
-        default=None, description="The file of `preceptor tenant`; null: whoever reaches the ports may talk."
+    auth: Literal["tokens", "none"] = Field(
+        default="tokens",
+        description="`tokens`: the teams in `tenants` may talk; `none`: whoever is on this machine.",
     )
+    tenants: Path | None = Field(default=None, description="The file of `preceptor tenant`.")
     audit_log: Path | None = Field(
         default=None, description="A file that gets the audit log; null: it is part of the replicas' logs."
     )
@@ -215,6 +218,23 @@ class ServiceConfig(_Config):
         return self
 
     @model_validator(mode="after")
+    def _check_auth(self) -> Self:
+        if self.auth == "none" and not is_loopback(self.host):
+            raise ValueError(
+                f"auth: got none for host {self.host}, which other machines reach; expected tokens, or a "
+                "loopback address"
+            )
+        if (self.auth == "none") != (self.tenants is None):
+            got = "none" if self.tenants is None else "a file with `auth: none`"
+            raise ValueError(
+                f"tenants: got {got}, expected a file of `preceptor tenant`, or `auth: none` where only this "
+                "machine reaches the teacher"
+            )
+        if self.tenants is not None and self.engine.tenant_weights:
+            raise ValueError("engine.tenant_weights: got some with `tenants`, expected weights in that file")
+        return self
+
+    @model_validator(mode="after")
     def _check_ports(self) -> Self:
         if self.port + self.num_replicas > _MAX_PORT:
             raise ValueError(
@@ -224,14 +244,20 @@ class ServiceConfig(_Config):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> ServiceConfig:
+    def load(cls, path: Path | None, **given: object) -> ServiceConfig:
         """Reads a YAML file; relative paths in it are relative to its folder.
+
+        Args:
+            path: the file; None: all is as by default.
+            given: fields that hold instead of the file's.
 
         Raises:
             OSError: the file can't be read.
             ValueError: it is not YAML, or a field is wrong; the message names the field.
         """
-        return cls.model_validate(read_fields(path)).resolved(path.resolve().parent)
+        if path is None:
+            return cls.model_validate(given)
+        return cls.model_validate({**read_fields(path), **given}).resolved(path.resolve().parent)
 
     def resolved(self, folder: Path) -> ServiceConfig:
         """Returns the same config with its relative paths taken from `folder`."""

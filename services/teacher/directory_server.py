@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -17,42 +17,34 @@ from services.teacher.access import is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.directory import Directory
-from services.teacher.tenants import Gate
+from services.teacher.environment import socket_address
+from services.teacher.gate import gate_of
+from services.teacher.health import SERVICE_NAME, add_health_to_server, answer_check
+from services.teacher.keepalive import KEEPALIVE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-    from services.teacher.config import TlsConfig
+    from services.teacher.config import ServiceConfig
     from services.teacher.directory import Report
 
 __all__ = ["DirectoryDeployment"]
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = "preceptor.v1.TeacherService"
-
 
 class DirectoryDeployment:
     """Answers FindReplicas at the service's address; whatever else is asked there is to be asked elsewhere.
 
     Args:
-        address: HOST:PORT to listen on.
-        tls: its certificates; None: students ask in the clear.
-        tenants: the file of those who may ask; None: whoever comes.
-        audit_log: where refusals are written down; None: in the log.
+        config: of the service.
     """
 
-    def __init__(
-        self,
-        address: str,
-        tls: TlsConfig | None = None,
-        tenants: Path | None = None,
-        audit_log: Path | None = None,
-    ) -> None:
-        self._address = address
-        self._tls = tls
-        self._gate = None if tenants is None else Gate(tenants)
-        write_audit_to(audit_log)
+    def __init__(self, config: ServiceConfig) -> None:
+        self._address = socket_address(config.host, config.port)
+        self._tls = config.tls
+        self._gate = gate_of(config)
+        write_audit_to(config.audit_log)
         self._directory = Directory()
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
@@ -86,9 +78,14 @@ class DirectoryDeployment:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no replica is up")
         return pb.FindReplicasResponse(replicas=replicas)
 
+    async def Check(self, request: HealthCheckRequest, grpc_context: Any) -> HealthCheckResponse:  # noqa: N802
+        """Says whether a replica is up; see `health`."""
+        replicas = self._directory.find(opens_conversation=False)
+        return answer_check(request, grpc_context, is_serving=bool(replicas))
+
     async def _start(self) -> grpc.aio.Server | None:
         """Returns a running server, or None if the port is in use."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *KEEPALIVE])
         try:
             add_port(server, self._address, self._tls)
         except RuntimeError as error:
@@ -106,7 +103,8 @@ class DirectoryDeployment:
             "DescribeTeacher": grpc.unary_unary_rpc_method_handler(_refuse),
             "Converse": grpc.stream_stream_rpc_method_handler(_refuse),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+        add_health_to_server(self, server)
         await server.start()
         return server
 

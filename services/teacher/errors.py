@@ -24,7 +24,7 @@ from enum import IntEnum
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.families.base import InputsError, UnsupportedError
-from services.teacher.tenants import AccessDeniedError
+from services.teacher.gate import AccessDeniedError
 
 __all__ = [
     "CodecConflictError",

@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray.serve._private import default_impl
+from ray.serve._private import default_impl, grpc_util
 from ray.serve._private.replica import Replica
 
 from services.teacher.certificates import add_port
@@ -27,6 +27,7 @@ from services.teacher.environment import (
     MIN_PORT_VARIABLE,
     socket_address,
 )
+from services.teacher.keepalive import KEEPALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,16 +49,20 @@ class _Watcher:
 
 
 _watcher = _Watcher()
+_SERVER_OPTIONS = list(grpc_util.DEFAULT_GRPC_SERVER_OPTIONS)
 _perform_graceful_shutdown = Replica.perform_graceful_shutdown
 
 
 def restrict_listening() -> list[Any]:
     """Makes this process's Serve bind replicas to the configured host and proxies to nothing.
 
+    Replicas also look after their connections, which Serve has no option for.
+
     Returns:
         No HTTP middlewares, which is what Serve calls this for.
     """
     default_impl.add_grpc_address = _add_grpc_address
+    grpc_util.DEFAULT_GRPC_SERVER_OPTIONS = [*_SERVER_OPTIONS, *KEEPALIVE]
     return []
 
 

@@ -45,6 +45,11 @@ class LimitsConfig(BaseModel):
         description="Seconds without a frame, or a turn to answer, after which a conversation is closed; its "
         "student opens another with its next turn.",
     )
+    max_unread_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds for which a student may leave an answer unread; then it is cut off.",
+    )
     max_conversation_s: float | None = Field(
         default=None, gt=0, description="Seconds after which it is closed in any case; null: never."
     )

@@ -20,17 +20,22 @@ from services.teacher.teaching import Teaching, batch_key
 if TYPE_CHECKING:
     from services.teacher.config import CacheConfig, ServiceConfig
     from services.teacher.families.base import Teacher
+    from services.teacher.gate import Gate
 
 __all__ = ["build_engine", "build_queue", "load_engine", "load_frozen"]
 
 
-def load_engine(config: ServiceConfig) -> Engine:
+def load_engine(config: ServiceConfig, gate: Gate | None = None) -> Engine:
     """Loads the frozen model of a config and returns a started engine of it.
+
+    Args:
+        config: the operator's.
+        gate: knows the tenants' shares and limits; None: as the config says.
 
     Raises:
         ValueError, OSError, ImportError: as in `load_teacher`.
     """
-    engine = build_engine(load_frozen(config), config)
+    engine = build_engine(load_frozen(config), config, gate)
     # A million objects of torch and transformers are here to stay; the collector need not look at them again
     # while turns wait.
     gc.collect()
@@ -52,7 +57,7 @@ def load_frozen(config: ServiceConfig) -> Teacher:
     return load_teacher(config, device, getattr(torch, config.dtype) if config.dtype else default)
 
 
-def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:
+def build_engine(teacher: Teacher, config: ServiceConfig, gate: Gate | None = None) -> Engine:
     """Returns an engine that serves many tenants, not started yet."""
     # The first use of torch's meta device imports for seconds; no student shall wait for that.
     TeacherCodec.shapes(CodecSpec(), teacher.facts.hidden_size)
@@ -67,10 +72,12 @@ def build_engine(teacher: Teacher, config: ServiceConfig) -> Engine:
         shares_cache=config.cache.shared,
         in_buckets=config.engine.compile_backend is not None,
     )
-    return Engine(teaching, queue=build_queue(teacher, config, graphs), graphs=graphs)
+    return Engine(teaching, queue=build_queue(teacher, config, graphs, gate), graphs=graphs)
 
 
-def build_queue(teacher: Teacher, config: ServiceConfig, graphs: GraphStore) -> FairQueue:
+def build_queue(
+    teacher: Teacher, config: ServiceConfig, graphs: GraphStore, gate: Gate | None = None
+) -> FairQueue:
     """Returns the queue that shares a teacher's passes between tenants."""
     max_batch_tokens, min_bucket = config.engine.sizes(teacher.device.type)
     return FairQueue(
@@ -79,7 +86,8 @@ def build_queue(teacher: Teacher, config: ServiceConfig, graphs: GraphStore) -> 
         max_batch_tokens=max_batch_tokens,
         max_queued_tokens=config.limits.max_queued_tokens,
         max_wait_s=config.engine.max_wait_ms / 1000.0,
-        weights=config.engine.tenant_weights,
+        weights=config.engine.tenant_weights if gate is None else gate.weights,
+        max_queued_by_tenant=None if gate is None else gate.max_queued_tokens,
         clock=time.perf_counter,
     )
 

@@ -23,6 +23,7 @@ class Outbox:
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._answers: asyncio.Queue[pb.ConverseResponse | None] = asyncio.Queue()
+        self._offered_s: float | None = None
         self._has_room = asyncio.Event()
         self._has_room.set()
 
@@ -36,9 +37,15 @@ class Outbox:
         """Waits until at most `max_waiting` answers wait to be taken."""
         await self._has_room.wait()
 
+    def unread_s(self, now_s: float) -> float:
+        """Returns for how long, on the loop's clock, the student has not taken what it is being sent."""
+        return 0.0 if self._offered_s is None else now_s - self._offered_s
+
     async def answers(self) -> AsyncIterator[pb.ConverseResponse]:
         """Yields answers until the stream's end."""
         while (answer := await self._answers.get()) is not None:
             if self._answers.qsize() <= self._max_waiting:
                 self._has_room.set()
+            self._offered_s = asyncio.get_running_loop().time()
             yield answer
+            self._offered_s = None

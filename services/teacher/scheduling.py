@@ -47,7 +47,8 @@ class FairQueue:
         max_batch_tokens: rows x positions of one pass; a larger turn has a pass of its own.
         max_queued_tokens: rows x positions that may wait.
         max_wait_s: how long an idle teacher waits at most for others, in seconds.
-        weights: shares of service by tenant; 1 for those not named.
+        weights: shares of service by tenant; 1 for those not named. May change.
+        max_queued_by_tenant: rows x positions of those tenants that may wait. May change.
         clock: seconds, monotonic; the engine's.
     """
 
@@ -60,11 +61,13 @@ class FairQueue:
         max_queued_tokens: int,
         max_wait_s: float,
         weights: Mapping[str, float],
+        max_queued_by_tenant: Mapping[str, int] | None = None,
         clock: Callable[[], float],
     ) -> None:
         self._graphs = graphs
         self._max_batch_tokens = max_batch_tokens
         self._max_queued_tokens = max_queued_tokens
+        self._max_queued_by_tenant = {} if max_queued_by_tenant is None else max_queued_by_tenant
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._backlog = Backlog(weights, key_of)
@@ -93,6 +96,7 @@ class FairQueue:
         """
         speaker, num_tokens = work.turn.speaker, work.turn.num_tokens
         with self._changed:
+            self._check_own_limit(speaker.tenant, num_tokens)
             queued = self._num_queued
             is_full = queued > 0 and queued + num_tokens > self._max_queued_tokens
             if self._closed or (is_full and self._has_its_share(speaker.tenant, num_tokens)):
@@ -244,6 +248,15 @@ class FairQueue:
             tokens = num_charged_tokens(work, recomputed=False)
             self._backlog.counter.charge(work.turn.speaker.tenant, tokens)
         return list(batch.values())
+
+    def _check_own_limit(self, tenant: str, num_tokens: int) -> None:
+        own, limit = self._queued[tenant], self._max_queued_by_tenant.get(tenant)
+        if limit is not None and own > 0 and own + num_tokens > limit:
+            raise OverloadedError(
+                f"the teacher's queue: got {num_tokens} tokens of {tenant} more than {own}, expected at most "
+                f"{limit}",
+                self._retry_after_s(own),
+            )
 
     def _has_its_share(self, tenant: str, num_tokens: int) -> bool:
         """Whether a tenant would have more than its share of the queue by weight, with `num_tokens` more."""

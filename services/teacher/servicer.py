@@ -25,17 +25,20 @@ from services.teacher.errors import (
     TurnError,
     failure_of,
 )
+from services.teacher.gate import AccessDeniedError, gate_of
+from services.teacher.health import answer_check
 from services.teacher.outbox import Outbox
 from services.teacher.quota import Quotas
-from services.teacher.tenants import AccessDeniedError, Gate
 from services.teacher.visit import End, Visit, notice_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
     from services.teacher.config import ServiceConfig
     from services.teacher.engine import Engine
-    from services.teacher.tenants import Pass
+    from services.teacher.gate import Gate, Pass
 
 __all__ = ["TeacherServicer"]
 
@@ -52,9 +55,10 @@ class TeacherServicer:
     Args:
         engine: computes turns; started and stopped by its owner.
         config: the operator's.
+        gate: says who may talk, and gave the engine the tenants' shares; None: the config's, if it has one.
     """
 
-    def __init__(self, engine: Engine, config: ServiceConfig) -> None:
+    def __init__(self, engine: Engine, config: ServiceConfig, gate: Gate | None = None) -> None:
         self._engine = engine
         self._limits = config.limits
         num_layers = engine.teacher.facts.num_layers
@@ -62,7 +66,7 @@ class TeacherServicer:
         if self._default_split_layer > num_layers:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
         self._directory = Directory.copy()
-        self._gate = None if config.tenants is None else Gate(config.tenants)
+        self._gate = gate_of(config) if gate is None else gate
         self._quotas = Quotas()
         self._visits: dict[Outbox, Visit] = {}
         self._readings: set[asyncio.Timeout] = set()
@@ -93,6 +97,11 @@ class TeacherServicer:
             replicas=self._directory.find(opens_conversation=request.opens_conversation)
         )
 
+    async def Check(self, request: HealthCheckRequest, grpc_context: Any = None) -> HealthCheckResponse:  # noqa: N802
+        """Says whether conversations are taken; see `health`."""
+        is_serving = self._closes_at_s is None and self._engine.is_alive
+        return answer_check(request, grpc_context, is_serving=is_serving)
+
     async def Converse(  # noqa: N802
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
@@ -114,15 +123,18 @@ class TeacherServicer:
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
         visit = self._visits[outbox] = self._visit(outbox, shown, peer_of(grpc_context))
-        reader = asyncio.create_task(self._read(request_stream, visit, outbox))
+        reading = asyncio.timeout_at(self._closes_at_s)
+        reader = asyncio.create_task(self._read(request_stream, visit, reading))
+        watch = asyncio.create_task(self._watch(visit, reading))
         try:
             async for answer in outbox.answers():
                 yield answer
         finally:
             del self._visits[outbox]
             reader.cancel()
+            watch.cancel()
             visit.close(asyncio.get_running_loop().time())
-            await asyncio.wait([reader])
+            await asyncio.wait([reader, watch])
 
     def _visit(self, outbox: Outbox, shown: Pass | None, peer: str) -> Visit:
         conversation = Conversation(
@@ -135,7 +147,7 @@ class TeacherServicer:
             charge=self._charge_of(shown),
         )
         now_s = asyncio.get_running_loop().time()
-        return Visit(conversation, shown, peer, now_s, handler=asyncio.current_task())
+        return Visit(conversation, outbox, shown, peer, now_s, handler=asyncio.current_task())
 
     def _charge_of(self, shown: Pass | None) -> Callable[[int], None]:
         if shown is None or shown.tokens_per_s is None:
@@ -147,12 +159,12 @@ class TeacherServicer:
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
         visit: Visit,
-        outbox: Outbox,
+        reading: asyncio.Timeout,
     ) -> None:
         """Feeds the conversation until it is done, gone or out of time, then lets its turns be answered."""
-        conversation = visit.conversation
+        conversation, outbox = visit.conversation, visit.outbox
         try:
-            await self._feed(request_stream, visit, outbox)
+            await self._feed(request_stream, visit, reading)
             await conversation.settle()
         except Exception as error:  # noqa: BLE001 - the stream broke, or its bytes are no frame
             # A line and no more: students can do this as often as they like.
@@ -168,12 +180,10 @@ class TeacherServicer:
         self,
         request_stream: AsyncIterator[pb.ConverseRequest],
         visit: Visit,
-        outbox: Outbox,
+        reading: asyncio.Timeout,
     ) -> None:
         """Reads frames until the student closes or ends the stream, or its time is over."""
         clock, conversation = asyncio.get_running_loop().time, visit.conversation
-        reading = asyncio.timeout_at(self._closes_at_s)
-        watch = asyncio.create_task(self._watch(visit, reading, outbox))
         try:
             async with reading:
                 self._readings.add(reading)
@@ -182,7 +192,7 @@ class TeacherServicer:
                     conversation.receive(frame)
                     if conversation.closed:
                         break
-                    await outbox.room()
+                    await visit.outbox.room()
         except TimeoutError:
             if not reading.expired():
                 raise
@@ -190,9 +200,8 @@ class TeacherServicer:
                 visit.end = End.DRAINED
         finally:
             self._readings.discard(reading)
-            watch.cancel()
 
-    async def _watch(self, visit: Visit, reading: asyncio.Timeout, outbox: Outbox) -> None:
+    async def _watch(self, visit: Visit, reading: asyncio.Timeout) -> None:
         """Ends a conversation that has to; one whose student reads nothing is cut off soon after."""
         loop = asyncio.get_running_loop()
         try:
@@ -201,7 +210,7 @@ class TeacherServicer:
         except Exception:  # who can't be watched is not let go on
             logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
             visit.end = End.DENIED
-        outbox.put(notice_of(visit.end))
+        visit.outbox.put(notice_of(visit.end))
         _end_by(reading, loop.time())
         if visit.handler is not None:
             visit.cut = loop.call_later(_LINGER_S, visit.handler.cancel)

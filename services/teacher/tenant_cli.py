@@ -8,7 +8,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -33,18 +33,33 @@ Name = Annotated[str, typer.Argument(help="A team: small letters, digits, - and 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
+Days = Annotated[float | None, typer.Option(min=0, help="Days until it expires; default: never.")]
+MaxConversations = Annotated[
+    int | None, typer.Option(min=1, help="Conversations at a time, a replica; default: no limit.")
+]
+TokensPerS = Annotated[
+    float | None, typer.Option(min=0.001, help="Rows x positions a second, a replica; default: no limit.")
+]
+MaxQueuedTokens = Annotated[
+    int | None, typer.Option(min=1, help="Rows x positions that wait, a replica; default: the service's.")
+]
+Weight = Annotated[float | None, typer.Option(min=0.001, help="Its share of service; default: 1.")]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option("--teacher", help="A teacher it may talk to, maybe one of several; default: all."),
+]
+
+
 @app.command("add")
 def add(
     file: File,
     name: Name,
-    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default: never.")] = None,
-    max_conversations: Annotated[
-        int | None, typer.Option(min=1, help="Conversations at a time, a replica; default: no limit.")
-    ] = None,
-    tokens_per_s: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Rows x positions a second, a replica; default: no limit."),
-    ] = None,
+    days: Days = None,
+    max_conversations: MaxConversations = None,
+    tokens_per_s: TokensPerS = None,
+    max_queued_tokens: MaxQueuedTokens = None,
+    weight: Weight = None,
+    teachers: Teachers = None,
 ) -> None:
     """Add a team and print its token, which is shown this once.
 
@@ -53,10 +68,8 @@ def add(
     if re.fullmatch(TENANT_NAME, name) is None:
         fail(f"NAME: got {name!r}, expected small letters, digits, - and _", EXIT_USAGE)
     token, key = new_key(name)
-    expires = None if days is None else _in(days * 24)
-    tenant = Tenant(
-        keys=(key,), expires=expires, max_conversations=max_conversations, tokens_per_s=tokens_per_s
-    )
+    terms = _terms(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    tenant = Tenant(keys=(key,), **terms)
     with _alone(file):
         tenants = _load(file) if file.exists() else Tenants(tenants={})
         if name in tenants.tenants and tenants.tenants[name].keys:
@@ -65,25 +78,75 @@ def add(
     typer.echo(token)
 
 
+@app.command("change")
+def change(
+    file: File,
+    name: Name,
+    days: Days = None,
+    max_conversations: MaxConversations = None,
+    tokens_per_s: TokensPerS = None,
+    max_queued_tokens: MaxQueuedTokens = None,
+    weight: Weight = None,
+    teachers: Teachers = None,
+) -> None:
+    """Change what a team may; what is not named stays, and so do its tokens.
+
+    Shares and queued tokens count at once, the rest for new conversations. Limits are taken away in the file.
+
+    Example: preceptor tenant change tenants.yaml support --weight 3
+    """
+    terms = _terms(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    if not terms:
+        fail("got nothing to change, expected an option", EXIT_USAGE)
+    with _alone(file):
+        tenants = _load(file)
+        tenants.changed(name, _find(tenants, name).model_copy(update=terms)).save(file)
+    console.print(f"{name}: changed")
+
+
+def _terms(
+    days: float | None,
+    max_conversations: int | None,
+    tokens_per_s: float | None,
+    max_queued_tokens: int | None,
+    weight: float | None,
+    teachers: list[str] | None,
+) -> dict[str, Any]:
+    """Returns the fields of a `Tenant` that were given."""
+    given = {
+        "expires": None if days is None else _in(days * 24),
+        "max_conversations": max_conversations,
+        "tokens_per_s": tokens_per_s,
+        "max_queued_tokens": max_queued_tokens,
+        "weight": weight,
+        "teachers": tuple(teachers) if teachers else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 @app.command("list")
 def list_(file: File, as_json: Json = False) -> None:
     """Show the teams."""
     tenants = _load(file).tenants
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "name": name,
             "tokens": len(tenant.keys),
             "expires": None if tenant.expires is None else tenant.expires.isoformat(timespec="minutes"),
             "max_conversations": tenant.max_conversations,
             "tokens_per_s": tenant.tokens_per_s,
+            "max_queued_tokens": tenant.max_queued_tokens,
+            "weight": tenant.weight,
+            "teachers": None if tenant.teachers is None else list(tenant.teachers),
         }
         for name, tenant in tenants.items()
     ]
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    table = Table("tenant", "tokens", "expires", "conversations", "tokens a second")
+    table = Table("tenant", "tokens", "expires", "conversations", "tokens/s", "queued", "weight", "teachers")
     for each in facts:
+        each["teachers"] = None if each["teachers"] is None else ", ".join(each["teachers"])
         table.add_row(*("" if value is None else str(value) for value in each.values()))
     console.print(table)
 

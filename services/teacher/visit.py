@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.audit import audit
 from services.teacher.errors import ProtocolError, failure_of
-from services.teacher.tenants import AccessDeniedError
+from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
     import asyncio
 
     from services.teacher.conversation import Conversation
+    from services.teacher.gate import Gate, Pass
     from services.teacher.limits import LimitsConfig
-    from services.teacher.tenants import Gate, Pass
+    from services.teacher.outbox import Outbox
 
 __all__ = ["End", "Visit", "notice_of"]
 
@@ -27,6 +28,7 @@ class End(StrEnum):
     STUDENT = "the student left"
     DENIED = "the token was revoked or has expired"
     SILENT = "nothing was opened in time"
+    DEAF = "its answers were not read"
     IDLE = "nothing was asked for a while"
     LONG = "it lasted as long as one may"
     DRAINED = "the replica goes away"
@@ -38,6 +40,7 @@ class Visit:
 
     Attributes:
         conversation: what it carries.
+        outbox: its answers.
         shown: what it was let in with; None: nothing is asked for here.
         peer: where it comes from.
         now_s: when it came, on the loop's clock.
@@ -47,6 +50,7 @@ class Visit:
     """
 
     conversation: Conversation
+    outbox: Outbox
     shown: Pass | None
     peer: str
     now_s: float
@@ -70,6 +74,8 @@ class Visit:
             self.end = End.DENIED
         elif not self.conversation.is_open and lasted_s > limits.max_open_s:
             self.end = End.SILENT
+        elif self.outbox.unread_s(now_s) > limits.max_unread_s:
+            self.end = End.DEAF
         elif limits.max_conversation_s is not None and lasted_s > limits.max_conversation_s:
             self.end = End.LONG
         elif idle_s > limits.max_idle_s and not self.conversation.is_busy:

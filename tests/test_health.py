@@ -1,0 +1,75 @@
+"""`grpc.health.v1` on a replica and on the directory: yes or no, for whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from services.teacher.config import ServiceConfig
+from services.teacher.directory_server import DirectoryDeployment
+from tests.test_directory import report
+from tests.test_serve import free_port
+from tests.test_tenant_access import guarded
+from tests.test_tenant_file import file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.toy_server import ToyServer
+
+__all__ = ["file", "guarded"]
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+def status_of(address: str, service: str = "") -> int:
+    with grpc.insecure_channel(address) as channel:
+        response: HealthCheckResponse = HealthStub(channel).Check(
+            HealthCheckRequest(service=service), timeout=10
+        )
+    return response.status
+
+
+def test_a_replica_serves_until_it_drains(start_server: Callable[..., ToyServer]) -> None:
+    server = start_server()
+    assert status_of(server.address) == SERVING
+    assert status_of(server.address, "preceptor.v1.TeacherService") == SERVING
+    with pytest.raises(grpc.RpcError) as other:
+        status_of(server.address, "shop.v1.Orders")
+    assert other.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "shop" not in other.value.details()
+    server.drain()
+    assert status_of(server.address) == NOT_SERVING
+
+
+def test_a_replica_whose_computation_has_ended_does_not_serve(start_server: Callable[..., ToyServer]) -> None:
+    server = start_server()
+    server.engine.stop()
+    assert status_of(server.address) == NOT_SERVING
+
+
+def test_a_probe_needs_no_token_and_can_hold_nothing_open(guarded: ToyServer) -> None:
+    assert status_of(guarded.address) == SERVING
+    with grpc.insecure_channel(guarded.address) as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=10)
+        assert watch.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_directory_serves_once_it_knows_of_a_replica() -> None:
+    async def run() -> None:
+        config = ServiceConfig(auth="none", port=free_port())
+        deployment = DirectoryDeployment(config)
+        await deployment.report(report("a", draining=True))
+        address = f"{config.host}:{config.port}"
+        assert await asyncio.to_thread(status_of, address) == NOT_SERVING
+        await deployment.report(report("a"))
+        assert await asyncio.to_thread(status_of, address) == SERVING
+        assert deployment._server is not None
+        await deployment._server.stop(None)
+
+    asyncio.run(run())
