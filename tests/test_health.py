@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from services.teacher.config import ServiceConfig
@@ -16,6 +16,7 @@ from tests.test_directory import report
 from tests.test_serve import free_port
 from tests.test_tenant_access import guarded
 from tests.test_tenant_file import file
+from tests.toy_service import NOT_SERVING, SERVING, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
     from tests.toy_server import ToyServer
 
 __all__ = ["file", "guarded"]
-
-SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-
-
-def status_of(address: str, service: str = "") -> int:
-    with grpc.insecure_channel(address) as channel:
-        response: HealthCheckResponse = HealthStub(channel).Check(
-            HealthCheckRequest(service=service), timeout=10
-        )
-    return response.status
 
 
 def test_a_replica_serves_until_it_drains(start_server: Callable[..., ToyServer]) -> None:

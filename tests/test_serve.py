@@ -12,16 +12,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import psutil
 import pytest
 import torch
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.config import TrainConfig
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
-from tests.toy_service import await_replicas, curve, kill_replica, listeners, worst_difference
+from tests.toy_frames import exchange, opening, set_codec
+from tests.toy_server import RawStudent
+from tests.toy_service import (
+    SERVING,
+    await_replicas,
+    curve,
+    kill_replica,
+    listeners,
+    status_of,
+    worst_difference,
+)
 from tests.toy_student import row_config
 
 if TYPE_CHECKING:
@@ -49,7 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceConfig:
         num_replicas=2,
         drain_s=0.5,
         num_cpus=0.5,
-        limits={"max_frame_bytes": 1 << 20},
+        limits={"max_frame_bytes": 1 << 20, "max_unread_s": 5},
     )
 
 
@@ -106,6 +120,26 @@ def test_all_listen_on_loopback_only_and_no_proxy_serves_grpc(address: str) -> N
         assert listener.laddr.ip in {"127.0.0.1", "::ffff:127.0.0.1"}
         assert psutil.Process(listener.pid).name().startswith("ray::ServeRepli")
     assert listeners(9000) == []
+
+
+def test_every_port_says_whether_it_serves(address: str) -> None:
+    found = await_replicas(address, lambda found: len(found) == 2)
+    for port in (*found, int(address.rpartition(":")[2])):
+        assert status_of(f"127.0.0.1:{port}") == SERVING
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=10)
+            assert watch.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_student_who_leaves_its_answers_unread_is_cut_off(address: str) -> None:
+    found = await_replicas(address, lambda found: list(found.values()) == [0, 0])
+    spec = CodecSpec(message_dim=128, message_len=1)
+    state = dict(TeacherCodec(spec, 8).state_dict())
+    turns = (exchange(turn, torch.randn(1024, 1, 128), wants_gradient=False) for turn in range(1, 25))
+    with RawStudent(f"127.0.0.1:{min(found)}") as deaf:
+        deaf.send(opening(spec), set_codec(state=state), *turns)
+        await_replicas(address, lambda found: sum(found.values()) == 1)
+        await_replicas(address, lambda found: sum(found.values()) == 0)
 
 
 def test_conversations_are_spread_over_the_replicas(address: str) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import psutil
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
@@ -19,9 +21,29 @@ if TYPE_CHECKING:
 
     from student_client.config import TrainConfig
 
-__all__ = ["await_replicas", "curve", "kill_replica", "listeners", "worst_difference"]
+__all__ = [
+    "NOT_SERVING",
+    "SERVING",
+    "await_replicas",
+    "curve",
+    "kill_replica",
+    "listeners",
+    "status_of",
+    "worst_difference",
+]
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 
 _PATIENCE_S = 60.0
+
+
+def status_of(address: str, service: str = "") -> int:
+    """Asks a port for its health, as a probe does."""
+    with grpc.insecure_channel(address) as channel:
+        response: HealthCheckResponse = HealthStub(channel).Check(
+            HealthCheckRequest(service=service), timeout=10
+        )
+    return response.status
 
 
 def listeners(port: int) -> list[Any]:
