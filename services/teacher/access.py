@@ -10,16 +10,9 @@ from services.teacher.audit import audit
 from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from services.teacher.gate import Gate, Pass
 
-    from services.teacher.gate import Gate
-
-__all__ = ["deny", "is_denied", "metadata_of", "peer_of"]
-
-
-def metadata_of(context: Any) -> Iterable[tuple[str, str | bytes]]:
-    """Returns the metadata of a call; none without a context."""
-    return () if context is None else context.invocation_metadata() or ()
+__all__ = ["admit", "deny", "is_denied", "peer_of"]
 
 
 def peer_of(context: Any) -> str:
@@ -27,12 +20,22 @@ def peer_of(context: Any) -> str:
     return "" if context is None else str(context.peer())
 
 
-def is_denied(gate: Gate | None, context: Any) -> bool:
+async def admit(gate: Gate, context: Any) -> Pass:
+    """Returns the pass of a caller, by the file of tenants as it is now.
+
+    Raises:
+        AccessDeniedError: as in `Gate.admit`.
+    """
+    await gate.look()
+    return gate.admit(() if context is None else context.invocation_metadata() or ())
+
+
+async def is_denied(gate: Gate | None, context: Any) -> bool:
     """Whether a call that has one answer is not let in; its status then says so."""
     if gate is None:
         return False
     try:
-        gate.admit(metadata_of(context))
+        await admit(gate, context)
     except AccessDeniedError as error:
         deny(context, error)
         return True

@@ -71,7 +71,7 @@ class DirectoryDeployment:
         context: grpc.aio.ServicerContext[pb.FindReplicasRequest, pb.FindReplicasResponse],
     ) -> pb.FindReplicasResponse:
         """See `TeacherService`; an empty list would say that conversations are held here."""
-        if is_denied(self._gate, context):
+        if await is_denied(self._gate, context):
             return pb.FindReplicasResponse()
         replicas = self._directory.find(opens_conversation=request.opens_conversation)
         if not replicas:

@@ -5,6 +5,7 @@ Knows neither gRPC nor Ray, and no torch: the directory's small process imports 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ class Gate:
         self._take(Tenants.load(path).tenants)
         self._looked_s = clock()
         self._blind_since_s: float | None = None
+        self._looking = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Reads the file again if it has changed, on a thread: a long one would hold up the event loop."""
+        if self._has_changed():
+            async with self._looking:
+                await asyncio.to_thread(self._refresh, at_once=True)
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Pass:
         """Returns the pass of a caller.
@@ -152,6 +160,12 @@ class Gate:
             return
         self._blind_since_s = None
         logger.info("the tenants were read anew: %d", len(self._tenants))
+
+    def _has_changed(self) -> bool:
+        try:
+            return self._stamp_now() != self._stamp
+        except OSError:
+            return True
 
     def _take(self, tenants: dict[str, Tenant]) -> None:
         self._tenants = tenants

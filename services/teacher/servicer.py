@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import deny, is_denied, metadata_of, peer_of
+from services.teacher.access import admit, deny, is_denied, peer_of
 from services.teacher.audit import audit
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
@@ -78,7 +78,7 @@ class TeacherServicer:
         grpc_context: Any = None,
     ) -> pb.DescribeTeacherResponse:
         """Says what the teacher is and what it accepts."""
-        if is_denied(self._gate, grpc_context):
+        if await is_denied(self._gate, grpc_context):
             return pb.DescribeTeacherResponse()
         return pb.DescribeTeacherResponse(
             teacher=describe_teacher(self._engine.teacher.facts, self._default_split_layer),
@@ -91,7 +91,7 @@ class TeacherServicer:
         grpc_context: Any = None,
     ) -> pb.FindReplicasResponse:
         """Says which replicas there are, as far as this one was told; none if it knows of none."""
-        if is_denied(self._gate, grpc_context):
+        if await is_denied(self._gate, grpc_context):
             return pb.FindReplicasResponse()
         return pb.FindReplicasResponse(
             replicas=self._directory.find(opens_conversation=request.opens_conversation)
@@ -109,7 +109,7 @@ class TeacherServicer:
     ) -> AsyncIterator[pb.ConverseResponse]:
         """Holds one conversation; ends when the student has closed it and every turn is answered."""
         try:
-            shown = None if self._gate is None else self._gate.admit(metadata_of(grpc_context))
+            shown = None if self._gate is None else await admit(self._gate, grpc_context)
         except AccessDeniedError as error:
             deny(grpc_context, error)  # a stranger gets no answer, and nothing of it is read
             return
@@ -205,8 +205,10 @@ class TeacherServicer:
         """Ends a conversation that has to; one whose student reads nothing is cut off soon after."""
         loop = asyncio.get_running_loop()
         try:
-            while not visit.must_end(self._gate, self._limits, loop.time()):  # noqa: ASYNC110 - time has no event
+            while not visit.must_end(self._gate, self._limits, loop.time()):
                 await asyncio.sleep(_WATCH_S)
+                if self._gate is not None:
+                    await self._gate.look()
         except Exception:  # who can't be watched is not let go on
             logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
             visit.end = End.DENIED
