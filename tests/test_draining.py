@@ -71,7 +71,11 @@ def test_a_replica_names_those_it_was_told_of(start_server: Callable[..., ToySer
     with grpc.insecure_channel(server.address) as channel:
         stub: Any = TeacherServiceStub(channel)  # type: ignore[no-untyped-call]
         assert list(stub.FindReplicas(question).replicas) == []
-        server.servicer.learn([Report("full:1", 5, 0, 5, 10), Report("here:1", 0, 2, 5, 10)])
+
+        async def learn() -> None:
+            server.servicer.learn([Report("full:1", 5, 0, 5, 10), Report("here:1", 0, 2, 5, 10)])
+
+        server.call(learn())
         found = stub.FindReplicas(question).replicas
     assert [(each.address, each.num_conversations, each.queued_tokens) for each in found] == [
         ("here:1", 0, 2),

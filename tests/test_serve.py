@@ -127,7 +127,8 @@ def test_every_port_says_whether_it_serves(address: str) -> None:
     for port in (*found, int(address.rpartition(":")[2])):
         assert status_of(f"127.0.0.1:{port}") == SERVING
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=10)
+            stub: Any = HealthStub(channel)
+            watch = stub.Watch(HealthCheckRequest(), timeout=10)
             assert watch.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

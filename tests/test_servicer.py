@@ -15,7 +15,7 @@ from preceptor.codec import CodecSpec
 from preceptor.terms import ObservationKind
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
-from services.teacher import servicer
+from services.teacher import reading
 from services.teacher.loading import build_engine
 from services.teacher.servicer import TeacherServicer
 from tests.toy import HIDDEN, NUM_BLOCKS
@@ -194,7 +194,7 @@ def test_conversations_beyond_the_limit_are_overloaded(start_server: Callable[..
 def test_a_refused_student_that_says_nothing_is_told_all_the_same(
     start_server: Callable[..., ToyServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servicer, "_FIRST_FRAME_S", 0.01)
+    monkeypatch.setattr(reading, "_FIRST_FRAME_S", 0.01)
     with RawStudent(start_server(max_conversations=0).address) as student:
         assert [answer.failed.reason for answer in student.rest()] == [pb.REASON_OVERLOADED]
 

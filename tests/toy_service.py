@@ -40,9 +40,8 @@ _PATIENCE_S = 60.0
 def status_of(address: str, service: str = "") -> int:
     """Asks a port for its health, as a probe does."""
     with grpc.insecure_channel(address) as channel:
-        response: HealthCheckResponse = HealthStub(channel).Check(
-            HealthCheckRequest(service=service), timeout=10
-        )
+        stub: Any = HealthStub(channel)
+        response: HealthCheckResponse = stub.Check(HealthCheckRequest(service=service), timeout=10)
     return response.status
 
 

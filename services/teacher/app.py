@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from services.teacher.audit import write_audit_to
+from services.teacher.autoscaling import QueueDelayPolicy, stats_of
 from services.teacher.config import ServiceConfig
 from services.teacher.directory import Reporter
 from services.teacher.directory_server import DirectoryDeployment
@@ -87,6 +89,10 @@ class TeacherDeployment:
         async for answer in self._servicer.Converse(request_stream, grpc_context):
             yield answer
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells Serve's autoscaling of the load; see `autoscaling`."""
+        return stats_of(self._engine.load())
+
     def check_health(self) -> None:
         """Fails if nothing would be computed any more; Serve then replaces the replica."""
         if not self._engine.is_alive:
@@ -141,7 +147,7 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
         serve.deployment(TeacherDeployment)
         .options(
             name="Teacher",
-            num_replicas=config.num_replicas,
+            **_scaling(config),
             # A redeployed replica starts before the one it replaces goes; a GPU to spare is rare.
             max_surge_percent=0 if config.num_gpus else 1,
             # One conversation holds a slot for as long as it lasts; the servicer itself says no first.
@@ -156,3 +162,24 @@ def build_app(config: ServiceConfig | Mapping[str, Any]) -> Application:
         )
         .bind(config, directory)
     )
+
+
+def _scaling(config: ServiceConfig) -> dict[str, Any]:
+    """Returns Serve's options of how many replicas there are."""
+    scaling = config.autoscaling
+    if scaling is None:
+        return {"num_replicas": config.num_replicas}
+    policy = AutoscalingPolicy(
+        policy_function=f"{QueueDelayPolicy.__module__}:{QueueDelayPolicy.__name__}",
+        policy_kwargs={"target_queue_s": scaling.target_queue_ms / 1000.0},
+    )
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=config.num_replicas,
+            max_replicas=scaling.max_replicas,
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            look_back_period_s=scaling.look_back_s,
+            policy=policy,
+        )
+    }

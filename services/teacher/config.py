@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from preceptor.hosts import is_loopback
 from preceptor.settings import read_fields
+from services.teacher.engine_config import CacheConfig, EngineConfig
 from services.teacher.limits import LimitsConfig
+from services.teacher.scaling import ScalingConfig
 
 __all__ = [
     "CacheConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "ModuleConfig",
+    "ScalingConfig",
     "ServiceConfig",
     "TlsConfig",
 ]
@@ -92,62 +95,6 @@ class ModuleConfig(_Config):
 ModelConfig = Annotated[EncoderConfig | DecoderConfig | ModuleConfig, Field(discriminator="family")]
 
 
-class EngineConfig(_Config):
-    """How turns of many tenants are computed together."""
-
-    max_batch_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Rows x positions of one pass; a larger turn has a pass of its own. null: 2048, on CUDA "
-        "16384.",
-    )
-    min_bucket: int | None = Field(
-        default=None,
-        ge=1,
-        description="Turns of up to so many positions share passes, padded to the longest; longer ones share "
-        "theirs with those of similar length. null: 1, and on CUDA, where a pass costs more than padding, 64",
-    )
-    max_wait_ms: float = Field(
-        default=100.0,
-        ge=0,
-        description="How long an idle teacher waits at most for others that are about to ask; it learns how "
-        "long that is worth.",
-    )
-    max_retained_bytes: int = Field(default=2 * 2**30, ge=0, description="Bytes of graphs kept, a replica.")
-    compile_backend: str | None = Field(
-        default=None, description="torch.compile's backend for the layers, for example inductor; null: none."
-    )
-    tenant_weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="Shares of service by tenant, with `auth: none`; 1 for those not named.",
-    )
-
-    def sizes(self, device: str) -> tuple[int, int]:
-        """Returns `max_batch_tokens` and `min_bucket` for a kind of device."""
-        default_tokens, default_bucket = (16384, 64) if device == "cuda" else (2048, 1)
-        return self.max_batch_tokens or default_tokens, self.min_bucket or default_bucket
-
-    @field_validator("tenant_weights")
-    @classmethod
-    def _check_weights(cls, weights: dict[str, float]) -> dict[str, float]:
-        for tenant, weight in weights.items():
-            if not weight > 0:
-                raise ValueError(f"{tenant}: got {weight}, expected a positive number")
-        return weights
-
-
-class CacheConfig(_Config):
-    """What is kept of the teacher's own reading of inputs."""
-
-    max_bytes: int = Field(default=2**30, ge=0, description="Bytes in memory, a replica; 0: nothing is kept.")
-    folder: Path | None = Field(default=None, description="Also kept on disk, in this folder; null: not.")
-    max_disk_bytes: int = Field(default=16 * 2**30, ge=2**20, description="Bytes on disk, a replica.")
-    shared: bool = Field(
-        default=False,
-        description="Whether tenants share what is kept; the time of an answer then tells of others' inputs.",
-    )
-
-
 class TlsConfig(_Config):
     """The certificates of a service's ports; they are read anew when the files change."""
 
@@ -186,7 +133,10 @@ class ServiceConfig(_Config):
     insecure: bool = Field(
         default=False, description="Whether students from other machines may talk in the clear."
     )
-    num_replicas: int = Field(default=1, ge=1, le=64, description="Replicas of the teacher.")
+    num_replicas: int = Field(
+        default=1, ge=1, le=64, description="Replicas of the teacher; with `autoscaling` the fewest."
+    )
+    autoscaling: ScalingConfig | None = Field(default=None, description="null: `num_replicas` stay as many.")
     num_gpus: float = Field(default=0, ge=0, description="GPUs a replica; with one it computes in bfloat16.")
     num_cpus: float = Field(default=1, ge=0, description="Ray's logical CPUs a replica.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -236,12 +186,22 @@ class ServiceConfig(_Config):
 
     @model_validator(mode="after")
     def _check_ports(self) -> Self:
-        if self.port + self.num_replicas > _MAX_PORT:
+        if self.port + self.max_replicas > _MAX_PORT:
             raise ValueError(
-                f"port: got {self.port} for a directory and {self.num_replicas} replicas, expected none "
+                f"port: got {self.port} for a directory and {self.max_replicas} replicas, expected none "
                 f"above {_MAX_PORT}"
             )
+        if self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"autoscaling.max_replicas: got {self.max_replicas}, expected at least num_replicas, "
+                f"{self.num_replicas}"
+            )
         return self
+
+    @property
+    def max_replicas(self) -> int:
+        """Replicas at most."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
     @classmethod
     def load(cls, path: Path | None, **given: object) -> ServiceConfig:

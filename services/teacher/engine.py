@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from services.teacher.load import LoadMeter
 from services.teacher.work import (
     BackwardWork,
     Cost,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from services.teacher.graphs import GraphStore
+    from services.teacher.load import Load
     from services.teacher.passes import Gradients, Pass
     from services.teacher.teaching import Teaching
 
@@ -99,6 +101,7 @@ class Engine:
         self._transfers = teaching.transfers
         self._queue = queue
         self._clock = clock
+        self._meter = LoadMeter(clock)
         self._thread = threading.Thread(target=self._run, name="teacher-compute", daemon=True)
 
     @property
@@ -110,6 +113,10 @@ class Engine:
     def queued_tokens(self) -> int:
         """Rows x positions that wait to be computed."""
         return self._queue.num_queued_tokens
+
+    def load(self) -> Load:
+        """Returns how busy it is."""
+        return self._meter.load(self.queued_tokens, self.graphs.num_bytes)
 
     def start(self) -> None:
         """Starts the compute thread."""
@@ -166,7 +173,11 @@ class Engine:
             self._transfers.deliver([], finish, finish)
 
     def _finish(self, batch: list[Work], start: float, _: object) -> None:
-        self._queue.finished(batch, self._clock() - start)
+        seconds = self._clock() - start
+        self._meter.computed(
+            seconds, sum(work.turn.num_tokens for work in batch if not work.future.cancelled())
+        )
+        self._queue.finished(batch, seconds)
 
     def _compute(self, works: Sequence[Work]) -> None:
         """Computes a batch; if that fails, each piece by itself, so that a failing one fails alone."""

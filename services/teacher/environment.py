@@ -38,7 +38,7 @@ def socket_address(host: str, port: int) -> str:
 def replica_ports(config: ServiceConfig) -> range:
     """Returns the ports of which each replica of a node takes one; `config.port` is the directory's."""
     first = config.port + 1
-    return range(first, min(first + config.num_replicas + _NUM_SPARE_PORTS, _END_OF_PORTS))
+    return range(first, min(first + config.max_replicas + _NUM_SPARE_PORTS, _END_OF_PORTS))
 
 
 def serve_environment(config: ServiceConfig) -> dict[str, str]:
@@ -57,6 +57,8 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
         # A stopping replica waits for its conversations; this long also for students on their way to it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_MIN_DRAINING_S),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES),
+        # Only what replicas tell of their load, which autoscaling goes by; Serve's default is 10 s.
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # A laptop's few cores are fewer than the small processes that training starts; don't warn of it.
         "RAY_worker_maximum_startup_concurrency": "16",
         # Ray gives its workers a low priority; a teacher must not starve beside its students on one machine.

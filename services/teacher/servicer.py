@@ -7,7 +7,6 @@ their RPC names with the request (or the stream of requests) and a context.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.access import admit, deny, is_denied, peer_of
 from services.teacher.audit import audit
+from services.teacher.balance import num_to_move
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
 from services.teacher.directory import Directory, Report
@@ -29,6 +29,7 @@ from services.teacher.gate import AccessDeniedError, gate_of
 from services.teacher.health import answer_check
 from services.teacher.outbox import Outbox
 from services.teacher.quota import Quotas
+from services.teacher.reading import end_by, read_first
 from services.teacher.visit import End, Visit, notice_of
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ __all__ = ["TeacherServicer"]
 
 logger = logging.getLogger(__name__)
 
-_FIRST_FRAME_S = 5.0
 _WATCH_S = 1.0
 _LINGER_S = 10.0
+_BALANCE_S = 5.0
 
 
 class TeacherServicer:
@@ -69,6 +70,8 @@ class TeacherServicer:
         self._gate = gate_of(config) if gate is None else gate
         self._quotas = Quotas()
         self._visits: dict[Outbox, Visit] = {}
+        self._address = ""
+        self._balanced_s = 0.0
         self._readings: set[asyncio.Timeout] = set()
         self._closes_at_s: float | None = None  # on the loop's clock; set while draining
 
@@ -118,7 +121,7 @@ class TeacherServicer:
         except TurnError as error:
             tenant = "" if shown is None else shown.tenant
             audit("refused", tenant=tenant, peer=peer_of(grpc_context), why=str(error))
-            await _read_first(request_stream)
+            await read_first(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
@@ -213,7 +216,7 @@ class TeacherServicer:
             logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
             visit.end = End.DENIED
         visit.outbox.put(notice_of(visit.end))
-        _end_by(reading, loop.time())
+        end_by(reading, loop.time())
         if visit.handler is not None:
             visit.cut = loop.call_later(_LINGER_S, visit.handler.cancel)
 
@@ -234,6 +237,7 @@ class TeacherServicer:
 
     def report(self, address: str) -> Report:
         """Returns how this replica, whose students reach it at `address`, is now."""
+        self._address = address
         return Report(
             address=address,
             num_conversations=len(self._visits),
@@ -244,8 +248,17 @@ class TeacherServicer:
         )
 
     def learn(self, reports: Iterable[Report]) -> None:
-        """Takes what is known of all replicas, for students who ask here."""
+        """Takes what is known of all replicas, for students who ask here; may ask some of ours to move."""
+        reports = list(reports)
         self._directory.learn(reports)
+        now_s = asyncio.get_running_loop().time()
+        if self._closes_at_s is None and now_s >= self._balanced_s + _BALANCE_S:
+            staying = [visit for visit in self._visits.values() if not visit.is_moving]
+            number = num_to_move(len(staying), len(self._visits), self._address, reports)
+            moving = staying[len(staying) - number :]
+            for visit in moving:
+                visit.move()
+            self._balanced_s = now_s if moving else self._balanced_s
 
     def drain(self, closes_in_s: float) -> None:
         """Takes no new conversations and asks the students of the open ones to move; on the event loop.
@@ -257,22 +270,7 @@ class TeacherServicer:
             return
         self._closes_at_s = asyncio.get_running_loop().time() + closes_in_s
         for reading in self._readings:
-            _end_by(reading, self._closes_at_s)
+            end_by(reading, self._closes_at_s)
         notice = pb.ConverseResponse(draining=pb.Draining(closes_in_ms=int(closes_in_s * 1000)))
         for outbox in self._visits:
             outbox.put(notice)
-
-
-def _end_by(reading: asyncio.Timeout, at_s: float) -> None:
-    """Has a reading end by a time on the loop's clock, unless it ends before or has ended."""
-    when = reading.when()
-    if when is None or at_s < when:
-        with contextlib.suppress(RuntimeError):  # it is ending at this moment
-            reading.reschedule(at_s)
-
-
-async def _read_first(request_stream: AsyncIterator[pb.ConverseRequest]) -> None:
-    """Reads a frame: a stream that ends before that fails the student's write, not the opening."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_FRAME_S):
-            await anext(aiter(request_stream), None)

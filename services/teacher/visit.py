@@ -47,6 +47,7 @@ class Visit:
         end: why it ended, or is about to.
         handler: the task that answers it.
         cut: what ends that task if its student reads nothing any more.
+        is_moving: whether the student was asked to open its next turns elsewhere.
     """
 
     conversation: Conversation
@@ -57,6 +58,7 @@ class Visit:
     end: End = End.STUDENT
     handler: asyncio.Task[object] | None = None
     cut: asyncio.TimerHandle | None = None
+    is_moving: bool = False
     _heard_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,11 @@ class Visit:
         else:
             return False
         return True
+
+    def move(self) -> None:
+        """Asks the student to open its next turns elsewhere; those it has begun are answered here."""
+        self.is_moving = True
+        self.outbox.put(pb.ConverseResponse(draining=pb.Draining(closes_in_ms=0)))
 
     def close(self, now_s: float) -> None:
         """Drops what is kept for the student, and writes down that it is over."""

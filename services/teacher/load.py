@@ -1,0 +1,82 @@
+"""How busy a replica is: what its autoscaling and its operators go by."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Load", "LoadMeter"]
+
+_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a replica has to do.
+
+    Attributes:
+        queued_tokens: rows x positions that wait.
+        tokens_per_s: rows x positions that it computes in a second of computation; 0 if it has computed
+            nothing for a while.
+        busy_share: the share of the last seconds that it spent computing, 0 to 1.
+        retained_bytes: of graphs that wait for their gradients.
+    """
+
+    queued_tokens: int
+    tokens_per_s: float
+    busy_share: float
+    retained_bytes: int
+
+    @property
+    def queue_s(self) -> float:
+        """How long what waits will take, in seconds."""
+        return self.queued_tokens / self.tokens_per_s if self.tokens_per_s else 0.0
+
+
+class LoadMeter:
+    """Counts what was computed in the last seconds; from any thread.
+
+    Args:
+        clock: seconds that only go forward.
+        window_s: over how many of them.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, window_s: float = _WINDOW_S) -> None:
+        self._clock = clock
+        self._window_s = window_s
+        self._start_s = clock()
+        self._computed: deque[tuple[float, float, int]] = deque()  # its end, seconds, tokens
+        self._lock = threading.Lock()
+
+    def computed(self, seconds: float, num_tokens: int) -> None:
+        """Notes a pass that has just ended."""
+        with self._lock:
+            self._computed.append((self._clock(), seconds, num_tokens))
+            self._forget()
+
+    def load(self, queued_tokens: int, retained_bytes: int) -> Load:
+        """Returns the load, with what waits and what is kept now."""
+        with self._lock:
+            self._forget()
+            now_s = self._clock()
+            begin_s = max(now_s - self._window_s, self._start_s)
+            busy_s = sum(min(seconds, end_s - begin_s) for end_s, seconds, _ in self._computed)
+            tokens = sum(num_tokens for *_, num_tokens in self._computed)
+            spent_s = sum(seconds for _, seconds, _ in self._computed)
+        return Load(
+            queued_tokens=queued_tokens,
+            tokens_per_s=tokens / spent_s if spent_s > 0 else 0.0,
+            busy_share=min(busy_s / max(now_s - begin_s, 1e-6), 1.0),
+            retained_bytes=retained_bytes,
+        )
+
+    def _forget(self) -> None:
+        oldest_s = self._clock() - self._window_s
+        while self._computed and self._computed[0][0] < oldest_s:
+            self._computed.popleft()
