@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from benchmarks.bare_server import bare_server
-from benchmarks.load import SIZES, Tenant
+from benchmarks.pairs import SIZES, Tenant
 from benchmarks.tenants_dedicated import local_pair
 from services.teacher.config import DecoderConfig, ServiceConfig
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from benchmarks.load import Size
+    from benchmarks.pairs import Size
 
 __all__ = ["Memory", "PeakMemory", "measure_memory"]
 

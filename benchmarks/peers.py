@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bare_server import bare_server
-from benchmarks.load import SIZES, close_all, num_pairs_for, open_tenants, run_round, warm_up
+from benchmarks.pairs import SIZES, close_all, num_pairs_for, open_tenants, run_round, warm_up
 from benchmarks.teachers import encoder, free_port
 from services.teacher.config import EncoderConfig
 from services.teacher.families import resolve_folder

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from benchmarks import tenants_report as report
 from benchmarks.bare_server import bare_server
-from benchmarks.load import SIZES, close_all, open_tenants
 from benchmarks.memory import Memory, measure_memory
+from benchmarks.pairs import SIZES, close_all, open_tenants
 from benchmarks.teachers import encoder, free_port
 from benchmarks.tenants_dedicated import DedicatedTenants
 from benchmarks.tenants_exact import Exactness, measure_exactness

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.load import CODEC_SPEC, SIZES, tensors_of
+from benchmarks.pairs import CODEC_SPEC, SIZES, tensors_of
 from preceptor.codec import TeacherCodec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-    from benchmarks.load import Size
+    from benchmarks.pairs import Size
     from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
 

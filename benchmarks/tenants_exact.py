@@ -10,14 +10,14 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.load import SIZES, Size, close_all, num_pairs_for, open_tenants, run_round, warm_up
+from benchmarks.pairs import SIZES, Size, close_all, num_pairs_for, open_tenants, run_round, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from benchmarks.load import Tenant
+    from benchmarks.pairs import Tenant
     from student_client.turns import ForwardAnswer, GradientsAnswer
 
 __all__ = ["Exactness", "measure_exactness"]

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.load import SIZES, Round, Tenant, close_all, open_tenants, run_for, warm_up
+from benchmarks.pairs import SIZES, Round, Tenant, close_all, open_tenants, run_for, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from benchmarks.load import SIZES
+from benchmarks.pairs import SIZES
 from benchmarks.tenants_fairness import p99
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.load import SIZES, num_pairs_for, run_round, warm_up
+from benchmarks.pairs import SIZES, num_pairs_for, run_round, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.load import PairCost, Tenant
+    from benchmarks.pairs import PairCost, Tenant
     from benchmarks.tenants_dedicated import DedicatedTenants
 
 __all__ = ["Cell", "Measurements", "measure_throughput"]

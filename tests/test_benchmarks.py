@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.load import SIZES, PairCost, Round, num_pairs_for, tensors_of
 from benchmarks.memory import Memory
+from benchmarks.pairs import SIZES, PairCost, Round, num_pairs_for, tensors_of
 from benchmarks.tenants_fairness import Fairness, jain_index, p99
 from benchmarks.tenants_throughput import Cell, Measurements
 

@@ -80,6 +80,12 @@ def test_every_refusal_has_a_reason_and_a_status(kind: type[TurnError]) -> None:
     assert failed.retry_after_ms == (1500 if kind is OverloadedError else 0)
 
 
+def test_a_student_is_told_when_to_come_back_however_soon_that_is() -> None:
+    failed = failure_of(OverloadedError("full", 0.0002))
+    assert failed is not None
+    assert failed.retry_after_ms == 1
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

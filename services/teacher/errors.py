@@ -19,6 +19,7 @@ exception is a defect of the service. This module knows the gRPC status numbers 
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 from preceptor import wire
@@ -159,7 +160,7 @@ def failure_of(error: BaseException, *, turn: int = 0, codec_version: int = 0) -
             status_code=error.status,
             reason=error.reason,
             message=str(error),
-            retry_after_ms=int(retry_after_s * 1000),
+            retry_after_ms=math.ceil(retry_after_s * 1000),  # 0 would say nothing
         )
     for kind, reason, status in _OTHERS:
         if isinstance(error, kind):

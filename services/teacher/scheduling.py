@@ -14,18 +14,19 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from services.teacher.backlog import Backlog, num_charged_tokens
 from services.teacher.errors import OverloadedError
 from services.teacher.rhythm import Rhythm
-from services.teacher.work import BackwardWork
+from services.teacher.work import BackwardWork, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from services.teacher.graphs import GraphStore
     from services.teacher.passes import Pass
-    from services.teacher.work import Turn, Work
+    from services.teacher.work import Work
 
 __all__ = ["FairQueue"]
 
@@ -73,6 +74,7 @@ class FairQueue:
         self._backlog = Backlog(weights, key_of)
         self._gathering: dict[Pass, list[BackwardWork]] = {}
         self._rhythm = Rhythm()
+        self._owed = WeakSet[Turn]()  # served, and not asked for their gradients yet; kept by conversations
         self._queued: Counter[str] = Counter()
         self._num_queued = 0
         self._changed = threading.Condition()
@@ -89,7 +91,8 @@ class FairQueue:
         """Takes work in.
 
         A full queue refuses those who have their share of it; a tenant who has less still gets in, so that
-        nobody is kept out by another's backlog.
+        nobody is kept out by another's backlog. The first gradients of a turn that was served get in: what is
+        kept for them would stay, and they would come back too late to share the backward pass.
 
         Raises:
             OverloadedError: too many tokens wait; says when there should be room.
@@ -98,13 +101,16 @@ class FairQueue:
         with self._changed:
             self._check_own_limit(speaker.tenant, num_tokens)
             queued = self._num_queued
-            is_full = queued > 0 and queued + num_tokens > self._max_queued_tokens
-            if self._closed or (is_full and self._has_its_share(speaker.tenant, num_tokens)):
+            has_room = queued == 0 or queued + num_tokens <= self._max_queued_tokens
+            gets_in = has_room or (isinstance(work, BackwardWork) and work.turn in self._owed)
+            if self._closed or (not gets_in and self._has_its_share(speaker.tenant, num_tokens)):
                 raise OverloadedError(
                     f"the teacher's queue: got {num_tokens} tokens more than {queued}, expected at most "
                     f"{self._max_queued_tokens}",
                     self._retry_after_s(queued),
                 )
+            if isinstance(work, BackwardWork):
+                self._owed.discard(work.turn)
             self._queued[speaker.tenant] += num_tokens
             self._num_queued += num_tokens
             if not speaker.deterministic:  # nobody shares a pass with one who is, so none waits for it
@@ -266,6 +272,8 @@ class FairQueue:
 
     def _uncount(self, batch: list[Work]) -> None:
         for work in batch:
+            if work.turn.wants_gradient and not isinstance(work, BackwardWork):
+                self._owed.add(work.turn)
             tenant = work.turn.speaker.tenant
             self._queued[tenant] -= work.turn.num_tokens
             if not self._queued[tenant]:

@@ -1,0 +1,47 @@
+"""A full queue refuses new turns, not what frees memory."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from services.teacher.errors import OverloadedError
+from services.teacher.work import ForwardWork
+from tests.toy_queue import IdleTeacher
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "dropped"])
+def test_a_full_queue_takes_the_first_gradients_of_a_turn_that_was_served(*, keep: bool) -> None:
+    teacher = IdleTeacher(max_queued_tokens=50)
+    turn = teacher.turn("a")
+    teacher.come(turn)
+    teacher.compute(keep=keep)
+    teacher.come(teacher.turn("a", 50, "another"))
+    teacher.come(teacher.gradients(turn))
+    with pytest.raises(OverloadedError):
+        teacher.come(teacher.gradients(turn))
+    with pytest.raises(OverloadedError):
+        teacher.come(teacher.turn("a"))
+    assert teacher.queue.num_queued_tokens == 60
+
+
+def test_gradients_of_a_turn_that_was_served_again_get_in_again() -> None:
+    teacher = IdleTeacher(max_queued_tokens=50)
+    turn = teacher.turn("a")
+    for _ in range(2):
+        teacher.come(ForwardWork(turn.turn, 0.0))
+        teacher.compute()
+        teacher.come(teacher.turn("a", 50, "another"))
+        teacher.come(teacher.gradients(turn))
+        while teacher.compute():
+            pass
+
+
+def test_nothing_is_remembered_of_a_turn_that_its_conversation_dropped() -> None:
+    teacher = IdleTeacher(max_queued_tokens=50)
+    teacher.come(teacher.turn("a"))
+    teacher.compute(keep=False)
+    teacher.queue.batches.clear()
+    gc.collect()
+    assert len(teacher.queue._owed) == 0
