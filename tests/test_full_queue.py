@@ -45,3 +45,18 @@ def test_nothing_is_remembered_of_a_turn_that_its_conversation_dropped() -> None
     teacher.queue.batches.clear()
     gc.collect()
     assert len(teacher.queue._owed) == 0
+
+
+def test_a_tenants_own_limit_holds_while_the_queue_has_room_for_others() -> None:
+    limits = {"a": 15}
+    teacher = IdleTeacher(max_queued_by_tenant=limits)
+    served = teacher.turn("a", 20)
+    teacher.come(served)  # nothing of it waits: a turn of any size gets in
+    teacher.compute()
+    teacher.come(teacher.turn("a"))
+    with pytest.raises(OverloadedError, match="got 10 tokens of a more than 10, expected at most 15"):
+        teacher.come(teacher.turn("a"))
+    teacher.come(teacher.turn("b", 40))
+    teacher.come(teacher.gradients(served))
+    limits["a"] = 50
+    teacher.come(teacher.turn("a"))

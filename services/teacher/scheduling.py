@@ -99,10 +99,12 @@ class FairQueue:
         """
         speaker, num_tokens = work.turn.speaker, work.turn.num_tokens
         with self._changed:
-            self._check_own_limit(speaker.tenant, num_tokens)
+            is_owed = isinstance(work, BackwardWork) and work.turn in self._owed
+            if not is_owed:
+                self._check_own_limit(speaker.tenant, num_tokens)
             queued = self._num_queued
             has_room = queued == 0 or queued + num_tokens <= self._max_queued_tokens
-            gets_in = has_room or (isinstance(work, BackwardWork) and work.turn in self._owed)
+            gets_in = has_room or is_owed
             if self._closed or (not gets_in and self._has_its_share(speaker.tenant, num_tokens)):
                 raise OverloadedError(
                     f"the teacher's queue: got {num_tokens} tokens more than {queued}, expected at most "
