@@ -180,6 +180,8 @@ def _scaling(config: ServiceConfig) -> dict[str, Any]:
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
             look_back_period_s=scaling.look_back_s,
+            # Deprecated, and what it says is in the environment; but Serve warns if it is not the shorter.
+            metrics_interval_s=scaling.look_back_s / 5,
             policy=policy,
         )
     }
