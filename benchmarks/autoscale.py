@@ -2,12 +2,12 @@
 
     python -m benchmarks.autoscale [--seconds 240]
 
-MiniLM on Ray Serve, one replica at least and two at most. Students, each with a conversation of its own, ask
-for pairs of an exchange and a backward pass. What one replica can do is measured on a bare server, with sixteen
-students who make no pauses; then four have the pauses that make them half of that: 1x. A quarter of the time
-1x, three eighths 4x (sixteen such students, twice what one replica can do), then 1x again. Replicas are those
-that the directory names. Prints a table, draws a plot and, as its last line, prints one JSON object; exits with
-1 if a turn was lost.
+MiniLM on Ray Serve, one replica at least and two at most. Students, each with a conversation of its own,
+ask for pairs of an exchange and a backward pass. What one replica can do is measured on a bare server, with
+sixteen students who make no pauses; then four have the pauses that make them half of that: 1x. A quarter of
+the time 1x, three eighths 4x (sixteen such students, twice what one replica can do), then 1x again.
+Replicas are those that the directory names. Prints a table, draws a plot and, as its last line, prints one
+JSON object; exits with 1 if a turn was lost.
 """
 
 from __future__ import annotations

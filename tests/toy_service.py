@@ -34,7 +34,7 @@ __all__ = [
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
 
 
 def status_of(address: str, service: str = "") -> int:
