@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from preceptor.compression import Compression
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import answers, checks
-from services.teacher.agreement import agree, build_codec
+from services.teacher.agreement import agree, build_codec, check_limit
 from services.teacher.codecs import CodecShelf
 from services.teacher.credit import CreditLine
 from services.teacher.errors import (
@@ -133,6 +133,7 @@ class Conversation:
             )
             return
         try:
+            check_limit("frame bytes", num_bytes, self._limits.max_frame_bytes)
             is_awaited = self._receive(content, cost)
         except Exception as error:  # noqa: BLE001 - whatever one frame does, the conversation goes on
             self._fail(error, turn=getattr(content, "turn", 0), codec_version=version)
