@@ -14,9 +14,11 @@ import asyncio
 import contextlib
 import cProfile
 import pstats
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,10 +63,25 @@ def bare_server(
         command += ["--profile", str(profile)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
         try:
-            wait_until_ready(config, _READY_TIMEOUT_S)
+            if config.tenants is None:
+                wait_until_ready(config, _READY_TIMEOUT_S)
+            else:
+                _wait_until_listening(config)
             yield f"{config.host}:{config.port}"
         finally:
             process.communicate()
+
+
+def _wait_until_listening(config: ServiceConfig) -> None:
+    """Waits for a server that answers its tenants only."""
+    deadline_s = time.monotonic() + _READY_TIMEOUT_S
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex((config.host, config.port)) == 0:
+                return
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"nobody listens on {config.host}:{config.port}")
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

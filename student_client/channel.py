@@ -11,7 +11,7 @@ from student_client.credentials import credentials_of
 if TYPE_CHECKING:
     from student_client.options import ClientOptions
 
-__all__ = ["open_channel"]
+__all__ = ["open_channel", "with_hint"]
 
 _FRAME_OVERHEAD_BYTES = 64 << 10
 
@@ -30,3 +30,12 @@ def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
     if options.tls.server_name is not None:
         settings.append(("grpc.ssl_target_name_override", options.tls.server_name))
     return grpc.aio.secure_channel(target, credentials_of(options.tls), options=settings)
+
+
+def with_hint(problem: str, options: ClientOptions) -> str:
+    """Returns what gRPC says of a failed connection and, if it looks so, that the scheme is wrong."""
+    if options.tls is not None and "WRONG_VERSION_NUMBER" in problem:
+        return f"{problem}; no TLS is spoken there, expected preceptor://"
+    if options.tls is None and "failed to connect" in problem and "Socket closed" in problem:
+        return f"{problem}; does it speak TLS, at preceptors://?"
+    return problem

@@ -21,7 +21,7 @@ from preceptor.compression import Compression, WireType
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client import background
-from student_client.channel import open_channel
+from student_client.channel import open_channel, with_hint
 from student_client.conversation import Conversation
 from student_client.credentials import metadata_of
 from student_client.errors import TeacherError, TeacherUnavailableError, UnsupportedByTeacherError
@@ -101,7 +101,8 @@ class TeacherClient:
                 return response
             finally:
                 await channel.close()
-        raise TeacherUnavailableError(f"no replica of {self.address} answered; the last one: {problem}")
+        last = with_hint(problem, self.options)
+        raise TeacherUnavailableError(f"no replica of {self.address} answered; the last one: {last}")
 
 
 class ConversationHandle:

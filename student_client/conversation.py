@@ -17,6 +17,7 @@ import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
 from student_client.backoff import Backoff
+from student_client.channel import with_hint
 from student_client.errors import (
     DeadlineExceededError,
     FrameTooLargeError,
@@ -201,7 +202,8 @@ class Conversation:
         """Returns the error to raise once the deadline has passed; raises what can't get better."""
         if isinstance(error, StreamLostError):
             self._raise_if_final(error)
-            return TeacherUnavailableError(f"no replica opened a conversation in time; the last one: {error}")
+            last = with_hint(str(error), self._options)
+            return TeacherUnavailableError(f"no replica opened a conversation in time; the last one: {last}")
         problem = error_of(error.failed)
         if not isinstance(problem, OverloadedError | TeacherUnavailableError):
             raise problem

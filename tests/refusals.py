@@ -136,6 +136,9 @@ def _codecs() -> Iterator[Case]:
     frame = set_codec(2, _state(extra=torch.ones(500)))
     fragment = "codec bytes: got 2"
     yield Case("codec-bytes", frame, pb.REASON_LIMIT_EXCEEDED, (fragment, "expected at most 1600"), OPENED)
+    frame = set_codec(2, [tensors.NamedTensor()] * 65)
+    fragment = "codec tensors: got 65, expected at most 64"
+    yield Case("codec-tensors", frame, pb.REASON_LIMIT_EXCEEDED, (fragment,), OPENED)
     frame = set_codec(1, codec_state(seed=1))
     fragment = "version: got 1 again with other content, expected a new number"
     yield Case("codec-conflict", frame, pb.REASON_CODEC_CONFLICT, (fragment,), READY)
@@ -209,6 +212,8 @@ def _inputs() -> Iterator[Case]:
     yield Case("no-rows", frame, invalid, ("inputs[ids] rows: got 0, expected at least 1",), READY)
     frame = observe(inputs={"ids": ids(2, 6)})
     yield Case("long", frame, limit, ("inputs[ids] positions: got 6, expected at most 5",), READY)
+    frame = observe(inputs={f"x{number}": torch.tensor(3) for number in range(1025)})
+    yield Case("many-tensors", frame, limit, ("input tensors: got 1025, expected at most 1024",), READY)
     frame = observe(inputs={"ids": torch.tensor(3)})
     yield Case("scalar", frame, invalid, ("inputs[ids]: got a scalar, expected the batch",), READY)
     frame = observe(inputs={"ids": ids() + 30})
@@ -225,6 +230,8 @@ def _inputs() -> Iterator[Case]:
 def _observations() -> Iterator[Case]:
     invalid = pb.REASON_FIELD_INVALID
     yield Case("no-kinds", observe(kinds=()), invalid, ("kinds: got none, expected some of OBSERV",), READY)
+    frame = observe(kinds=[ObservationKind.LOWER_STATE] * 8)
+    yield Case("many-kinds", frame, invalid, ("kinds: got 8, expected each of 7 at most once",), READY)
     for kind in (0, 8):
         yield Case(f"kind-{kind}", observe(kinds=(kind,)), invalid, (f"kinds: got {kind}, exp",), READY)
     frame = observe(mask=torch.zeros(2, 3, dtype=torch.bool))

@@ -284,8 +284,11 @@ def test_an_answer_over_the_frame_limit_is_refused(engine: Engine) -> None:
 
 def test_gradients_that_do_not_fit_a_frame_come_in_parts(engine: Engine) -> None:
     spec = CodecSpec(kind="two_layer", message_dim=3, hidden_dim=100)
+    state = codec_state(spec)
+    last = next(reversed(state))
     with Desk(engine, max_frame_bytes=4096) as desk:
-        desk.say(opening(spec), set_codec(1, codec_state(spec)), exchange(1))
+        desk.say(opening(spec))
+        desk.say(*(set_codec(1, {name: state[name]}, complete=name == last) for name in state), exchange(1))
         parts = [answer.gradients for answer in desk.say(backward(1))]
     assert len(parts) > 2
     assert [part.complete for part in parts] == [False] * (len(parts) - 1) + [True]

@@ -11,7 +11,7 @@ import student_client
 from preceptor import wire
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import errors as service_errors
-from services.teacher.errors import OverloadedError, Status, TurnError, failure_of
+from services.teacher.errors import FieldError, OverloadedError, Status, TurnError, failure_of
 from services.teacher.families.base import InputsError, UnsupportedError
 from student_client import errors
 from student_client.errors import error_of
@@ -101,6 +101,13 @@ def test_errors_of_the_layers_below_have_a_reason(error: Exception, reason: pb.R
     failed = failure_of(error, turn=3)
     assert failed is not None
     assert (failed.turn, failed.reason, failed.message) == (3, reason, "x")
+
+
+def test_what_came_is_not_repeated_at_any_length() -> None:
+    for error in (FieldError("x" * 3_000_000), InputsError("x" * 3_000_000)):
+        failed = failure_of(error)
+        assert failed is not None
+        assert failed.message == "x" * 2000 + " ..."
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), torch.OutOfMemoryError("x")])

@@ -23,7 +23,7 @@ from student_client import OverloadedError as ToldOverloadedError
 from tests.test_tenant_access import guarded, options_of
 from tests.test_tenant_file import file, invoke
 from tests.toy import STUDENT_DIM
-from tests.toy_frames import MESSAGE_DIM, codec_state, exchange, opening, set_codec
+from tests.toy_frames import MESSAGE_DIM, backward, codec_state, exchange, opening, set_codec
 from tests.toy_server import RawStudent, ToyServer
 
 if TYPE_CHECKING:
@@ -149,6 +149,20 @@ def test_a_student_who_leaves_its_answers_unread_is_cut_off_and_others_go_on(
     assert [line["why"] for line in written(caplog) if line["event"] == "closed"] == [
         "its answers were not read"
     ]
+
+
+def test_a_quota_holds_for_gradients_that_are_asked_for_again(guarded: ToyServer, file: Path) -> None:
+    token = invoke("add", file, "greedy", "--tokens-per-s", 0.4)  # four at once: one turn
+    with RawStudent(guarded.address, metadata=[("authorization", f"Bearer {token}")]) as student:
+        student.ask(opening())
+        assert student.ask(set_codec(), exchange(1)).HasField("reply")
+        assert student.ask(backward(1)).HasField("gradients")
+        num_admitted = guarded.queue.num_admitted
+        for frame in (backward(1), exchange(1), exchange(2)):
+            failed = student.ask(frame).failed
+            assert failed.reason == pb.REASON_OVERLOADED
+            assert "tokens of greedy: got 4 more, expected at most 0.4 a second" in failed.message
+        assert guarded.queue.num_admitted == num_admitted
 
 
 def test_a_revoked_student_who_reads_nothing_is_cut_off(

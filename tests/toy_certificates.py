@@ -35,8 +35,11 @@ class Authority:
         self.ca_file = folder / f"{name}.pem"
         self.ca_file.write_bytes(self._signed(self._subject, self._key, [], is_authority=True))
 
-    def issue(self, name: str, *hosts: str, expired: bool = False) -> tuple[Path, Path]:
-        """Writes NAME.crt and NAME.key, in the place of any before; returns their paths."""
+    def issue(self, name: str, *hosts: str, expired: bool = False, early: bool = False) -> tuple[Path, Path]:
+        """Writes NAME.crt and NAME.key, in the place of any before; returns their paths.
+
+        `expired` ones were good until an hour ago, `early` ones will be in an hour.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names: list[x509.GeneralName] = []
@@ -46,7 +49,7 @@ class Authority:
             except ValueError:
                 names.append(x509.DNSName(host))
         certificate_file, key_file = self._folder / f"{name}.crt", self._folder / f"{name}.key"
-        certificate_file.write_bytes(self._signed(subject, key, names, expired=expired))
+        certificate_file.write_bytes(self._signed(subject, key, names, expired=expired, early=early))
         key_file.write_bytes(_pem_of(key))
         return certificate_file, key_file
 
@@ -58,6 +61,7 @@ class Authority:
         *,
         is_authority: bool = False,
         expired: bool = False,
+        early: bool = False,
     ) -> bytes:
         now = dt.datetime.now(dt.UTC)
         builder = (
@@ -66,7 +70,7 @@ class Authority:
             .issuer_name(self._subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 2 * _HOUR)
+            .not_valid_before(now + (_HOUR if early else -2 * _HOUR))
             .not_valid_after(now + (-_HOUR if expired else 24 * _HOUR))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         )

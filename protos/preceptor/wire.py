@@ -161,13 +161,7 @@ def decode(
     if dtypes is not None and dtype not in dtypes:
         wanted = " or ".join(data_type_name(wanted) for wanted in dtypes)
         raise DataTypeMismatchError(f"{field}: got {data_type_name(dtype)}, expected {wanted}")
-    sizes = list(message.shape)
-    if len(sizes) > MAX_RANK or any(size < 0 for size in sizes):
-        raise TensorDecodeError(
-            f"{field}: got shape {sizes}, expected at most {MAX_RANK} sizes, none negative"
-        )
-    if math.prod(max(size, 1) for size in sizes) * dtype.itemsize > _MAX_TENSOR_BYTES:
-        raise TensorDecodeError(f"{field}: got shape {sizes}, expected at most {_MAX_TENSOR_BYTES} bytes")
+    sizes = _sizes_of(message, dtype, field=field)
     if shape is not None:
         check_shape(sizes, shape, field=field)
     if is_int8:
@@ -186,6 +180,18 @@ def decode(
     if finite and dtype.is_floating_point and not _is_finite(tensor):
         raise NotFiniteError(f"{field}: got NaN or infinity, expected finite values")
     return tensor.reshape(sizes)
+
+
+def _sizes_of(message: pb.Tensor, dtype: torch.dtype, *, field: str) -> list[int]:
+    """Returns a shape that a tensor can have."""
+    if len(message.shape) > MAX_RANK:  # there may be millions, so they are only counted
+        raise TensorDecodeError(f"{field}: got {len(message.shape)} sizes, expected at most {MAX_RANK}")
+    sizes = list(message.shape)
+    if any(size < 0 for size in sizes):
+        raise TensorDecodeError(f"{field}: got shape {sizes}, expected no negative size")
+    if math.prod(max(size, 1) for size in sizes) * dtype.itemsize > _MAX_TENSOR_BYTES:
+        raise TensorDecodeError(f"{field}: got shape {sizes}, expected at most {_MAX_TENSOR_BYTES} bytes")
+    return sizes
 
 
 def _dequantize(message: pb.Tensor, sizes: list[int], *, field: str, finite: bool) -> torch.Tensor:

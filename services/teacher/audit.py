@@ -1,6 +1,7 @@
 """The audit log: a line of JSON for each conversation that opens, closes or is refused.
 
-Its logger is `preceptor.audit`. It names tenants and peers, and holds nothing of what was said and no secret.
+Its logger is `preceptor.audit`. It names tenants and peers, and holds nothing of what was said and no secret;
+nor does what gRPC logs once this module is imported.
 """
 
 from __future__ import annotations
@@ -39,3 +40,14 @@ def write_audit_to(path: Path | None) -> None:
     _audit.addHandler(handler)
     _audit.setLevel(logging.INFO)
     _audit.propagate = False
+
+
+def _without_header(record: logging.LogRecord) -> bool:
+    if str(record.msg).startswith("Invalid encoding on"):
+        record.msg, record.args = "a call had a header that is not UTF-8", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+# gRPC logs a header that it can't decode, before any code of ours sees it, and it may be a token.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_without_header)

@@ -38,6 +38,9 @@ __all__ = [
     "requested_kinds",
 ]
 
+# Far more than any teacher reads: a few bytes on the wire are a tensor, which takes hundreds in memory.
+_MAX_INPUT_TENSORS = 1024
+
 
 def check_exchange(
     frame: pb.Exchange, codec: TeacherCodec, agreement: Agreement, teacher: Teacher, limits: LimitsConfig
@@ -126,6 +129,10 @@ def requested_kinds(frame: pb.Observe) -> frozenset[ObservationKind]:
     Raises:
         FieldError: nothing, or a kind that is not known.
     """
+    if len(frame.kinds) > len(OBSERVATION_KINDS):
+        raise FieldError(
+            f"kinds: got {len(frame.kinds)}, expected each of {len(OBSERVATION_KINDS)} at most once"
+        )
     for kind in frame.kinds:
         if kind not in OBSERVATION_KINDS:
             raise FieldError(
@@ -180,6 +187,7 @@ def _prepare(frame: pb.Inputs, teacher: Teacher, limits: LimitsConfig) -> dict[s
         raise FieldError(f"inputs: got {got} of texts and tensors, expected exactly one of them")
     check_limit("input rows", len(frame.texts), limits.max_batch_size)
     check_limit("input characters", sum(map(len, frame.texts)), limits.max_text_characters)
+    check_limit("input tensors", len(frame.tensors), _MAX_INPUT_TENSORS)
     tensors = wire.decode_named(frame.tensors, field="inputs", finite=True)
     for name, tensor in tensors.items():
         if tensor.ndim == 0:

@@ -18,6 +18,8 @@ __all__ = ["CodecShelf"]
 # The newest version is in use; the one before it may still be named by frames that are on their way. Turns
 # that are kept for their gradients hold their own version alive.
 _MAX_VERSIONS = 2
+# Far more than any codec has: two bytes on the wire are a tensor, which takes hundreds in memory.
+_MAX_TENSORS = 64
 
 
 class CodecShelf:
@@ -39,17 +41,21 @@ class CodecShelf:
 
         Raises:
             FieldError: the version is 0.
-            LimitError: the version is too large.
+            LimitError: the version is too large, or in too many tensors.
         """
         if frame.version == 0:
             raise FieldError("version: got 0, expected a positive number")
         if frame.version != self._arriving:
             self._arriving, self._parts, self._num_bytes = frame.version, [], 0
         self._num_bytes += frame.ByteSize()
-        if self._num_bytes > self._max_bytes:
-            got = self._num_bytes
-            self._arriving, self._parts = 0, []
-            raise LimitError(f"codec bytes: got {got}, expected at most {self._max_bytes}")
+        num_tensors = len(self._parts) + len(frame.tensors)
+        for what, got, limit in (
+            ("bytes", self._num_bytes, self._max_bytes),
+            ("tensors", num_tensors, _MAX_TENSORS),
+        ):
+            if got > limit:
+                self._arriving, self._parts = 0, []
+                raise LimitError(f"codec {what}: got {got}, expected at most {limit}")
         self._parts.extend(frame.tensors)
         if not frame.complete:
             return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from preceptor.compression import Compression
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import answers, checks
-from services.teacher.agreement import agree, build_codec
+from services.teacher.agreement import agree, build_codec, check_limit
 from services.teacher.codecs import CodecShelf
 from services.teacher.credit import CreditLine
 from services.teacher.errors import (
@@ -66,7 +66,7 @@ class Conversation:
         default_split_layer: the talking layer of students who name none.
         send: takes the answers, on the event loop.
         tenant: whose it is, where that is known; None: whose it says it is.
-        charge: called with the tokens of each turn before it is computed; may refuse it.
+        charge: called with the tokens of each turn before it is computed (again); may refuse it.
 
     Attributes:
         closed: whether the student sent Close, or was cut off.
@@ -133,6 +133,7 @@ class Conversation:
             )
             return
         try:
+            check_limit("frame bytes", num_bytes, self._limits.max_frame_bytes)
             is_awaited = self._receive(content, cost)
         except Exception as error:  # noqa: BLE001 - whatever one frame does, the conversation goes on
             self._fail(error, turn=getattr(content, "turn", 0), codec_version=version)
@@ -213,9 +214,8 @@ class Conversation:
         elif kept.digest != digest:
             raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
         self._check_room()
-        self._charge(kept.turn.num_tokens)
+        self._pay(kept.turn)
         self.tally.turns += 1
-        self.tally.tokens += kept.turn.num_tokens
         number, answered = frame.turn, kept
         future = self._engine.forward(kept.turn)
         if not (isinstance(frame, pb.Observe) and frame.ahead):  # nothing can follow it
@@ -241,8 +241,15 @@ class Conversation:
         gradients = checks.check_backward(frame, kept.turn, kept.shapes)
         self._check_room()
         number, turn = frame.turn, kept.turn
+        if kept.had_gradients:  # the first are in the turn's price; others are computed anew
+            self._pay(turn)
         future = self._engine.backward(turn, gradients)
+        kept.had_gradients = True
         self._await(number, future, lambda result: self._answer_backward(number, turn, result, cost), cost)
+
+    def _pay(self, turn: Turn) -> None:
+        self._charge(turn.num_tokens)
+        self.tally.tokens += turn.num_tokens
 
     def _check_room(self) -> None:
         limit = self._limits.max_turns_in_flight

@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+# Messages repeat what came; a student that sends megabytes shall not be sent them back.
+_MAX_MESSAGE_CHARACTERS = 2000
+
+
 class Status(IntEnum):
     """The gRPC status codes in use."""
 
@@ -159,7 +163,7 @@ def failure_of(error: BaseException, *, turn: int = 0, codec_version: int = 0) -
             codec_version=codec_version,
             status_code=error.status,
             reason=error.reason,
-            message=str(error),
+            message=_message_of(error),
             retry_after_ms=math.ceil(retry_after_s * 1000),  # 0 would say nothing
         )
     for kind, reason, status in _OTHERS:
@@ -169,9 +173,14 @@ def failure_of(error: BaseException, *, turn: int = 0, codec_version: int = 0) -
                 codec_version=codec_version,
                 status_code=status,
                 reason=reason,
-                message=str(error),
+                message=_message_of(error),
             )
     return None
+
+
+def _message_of(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= _MAX_MESSAGE_CHARACTERS else f"{text[:_MAX_MESSAGE_CHARACTERS]} ..."
 
 
 def internal_failure(conversation_id: str, *, turn: int = 0, codec_version: int = 0) -> pb.Failed:

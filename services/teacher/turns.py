@@ -26,12 +26,14 @@ class KeptTurn:
         digest: SHA-256 of its frame.
         num_bytes: size of its frame.
         shapes: of its outputs by name, once it is answered.
+        had_gradients: whether gradients were asked for.
     """
 
     turn: Turn
     digest: bytes
     num_bytes: int
     shapes: dict[str, torch.Size] | None = field(default=None)
+    had_gradients: bool = False
 
 
 class TurnShelf:
