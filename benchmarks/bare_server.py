@@ -14,11 +14,9 @@ import asyncio
 import contextlib
 import cProfile
 import pstats
-import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +24,6 @@ import grpc
 
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
-from services.teacher.local import wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,25 +60,10 @@ def bare_server(
         command += ["--profile", str(profile)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
         try:
-            if config.tenants is None:
-                wait_until_ready(config, _READY_TIMEOUT_S)
-            else:
-                _wait_until_listening(config)
+            _wait_until_ready(config)
             yield f"{config.host}:{config.port}"
         finally:
             process.communicate()
-
-
-def _wait_until_listening(config: ServiceConfig) -> None:
-    """Waits for a server that answers its tenants only."""
-    deadline_s = time.monotonic() + _READY_TIMEOUT_S
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex((config.host, config.port)) == 0:
-                return
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"nobody listens on {config.host}:{config.port}")
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -93,11 +75,18 @@ def server_in_this_process(config: ServiceConfig) -> Iterator[str]:
     )
     thread.start()
     try:
-        wait_until_ready(config, _READY_TIMEOUT_S)
+        _wait_until_ready(config)
         yield f"{config.host}:{config.port}"
     finally:
         ended.set()
         thread.join()
+
+
+def _wait_until_ready(config: ServiceConfig) -> None:
+    """Waits until the server takes connections; asks it nothing, since it may answer its tenants only."""
+    target = f"{config.host}:{config.port}"
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        grpc.channel_ready_future(channel).result(_READY_TIMEOUT_S)
 
 
 def _load_engine(config: ServiceConfig, kind: str) -> Engine:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from benchmarks.load_offer import Tally, due_times
+from benchmarks.load_report import Outcome
 from benchmarks.memory import Memory
 from benchmarks.pairs import SIZES, PairCost, Round, num_pairs_for, tensors_of
 from benchmarks.tenants_fairness import Fairness, jain_index, p99
 from benchmarks.tenants_throughput import Cell, Measurements
+from preceptor.v1 import teacher_pb2 as pb
+
+ROOT = Path(__file__).parents[1]
 
 
 def _cost(
@@ -66,3 +76,72 @@ def test_memory_compares_what_teachers_add() -> None:
 def test_sizes_are_those_that_are_published() -> None:
     shapes = {name: tuple(tensors_of(size, 0)[0].shape) for name, size in SIZES.items()}
     assert shapes == {"small": (8, 1, 32), "medium": (8, 4, 32), "large": (32, 64, 32)}
+
+
+def _refusal(retry_after_ms: int) -> pb.ConverseResponse:
+    return pb.ConverseResponse(
+        failed=pb.Failed(turn=1, reason=pb.REASON_OVERLOADED, retry_after_ms=retry_after_ms)
+    )
+
+
+def test_a_turn_is_accepted_unless_it_is_refused_and_must_then_be_answered() -> None:
+    tally = Tally()
+    assert tally.take("exchange", _refusal(250)) == 0.25
+    assert tally.take("exchange", pb.ConverseResponse(reply=pb.Reply(turn=1))) is None
+    assert Outcome(1.0, 1.0, {"a": tally}, [], 0, 0.0).is_honest
+    assert (tally.accepted, tally.answered, tally.refused) == (1, 1, 1)
+    tally.take("backward", None)  # no answer came
+    assert (tally.accepted, tally.answered) == (2, 1)
+    assert not Outcome(1.0, 1.0, {"a": tally}, [], 0, 0.0).is_honest
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _refusal(0),
+        pb.ConverseResponse(failed=pb.Failed(turn=1, reason=pb.REASON_INTERNAL)),
+        pb.ConverseResponse(gradients=pb.Gradients(turn=1, complete=True)),
+    ],
+    ids=["no time to come back", "another reason", "the answer to something else"],
+)
+def test_anything_but_an_answer_or_a_time_to_come_back_is_not_honest(answer: pb.ConverseResponse) -> None:
+    tally = Tally()
+    assert tally.take("exchange", answer) == 0
+    outcome = Outcome(1.0, 1.0, {"a": tally, "b": Tally()}, [], 0, 0.0)
+    assert not outcome.is_honest
+    assert outcome.json()["accepted"] == outcome.json()["answered"] == 0
+
+
+def test_pairs_are_due_in_order_at_about_the_rate_and_within_the_run() -> None:
+    times = due_times(100.0, 50.0, seed=1)
+    assert times == sorted(times)
+    assert 0 < times[0] < times[-1] < 50
+    assert 4500 < len(times) < 5500
+
+
+@pytest.mark.weights
+def test_a_teacher_is_honest_at_twice_its_capacity() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.load",
+            "--seconds",
+            "4",
+            "--conversations",
+            "16",
+            "--tenants",
+            "2",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["accepted"] == found["answered"] > 0
+    assert found["refused"] == found["refused_with_retry_after"]
+    assert found["other_errors"] == 0
+    assert "Traceback" not in done.stderr

@@ -118,7 +118,7 @@ def fortress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortress]:
     honest, rude = invoke("add", file, "honest"), invoke("add", file, "rude", "--max-conversations", 100)
     limits = LimitsConfig(max_open_s=1.0, max_idle_s=60.0)
     config = teachers.module(teachers.free_port(), folder)
-    config = config.model_copy(update={"tenants": file, "limits": limits})
+    config = config.model_copy(update={"auth": "tokens", "tenants": file, "limits": limits})
     with bare_server(config, folder) as address:
         fortress = Fortress(address, honest, rude, folder)
         yield fortress

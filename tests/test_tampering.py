@@ -174,7 +174,7 @@ def test_what_one_team_had_read_tells_another_nothing_unless_it_is_shared(
     shared: bool,  # noqa: FBT001
 ) -> None:
     first, other = add(file, "first"), add(file, "other")
-    update = {"tenants": file, "cache": CacheConfig(shared=shared)}
+    update = {"auth": "tokens", "tenants": file, "cache": CacheConfig(shared=shared)}
     server = ToyServer(tiny_teacher, service_config.model_copy(update=update))
     server.start()
     looks: list[dict[str, Any]] = [
@@ -273,7 +273,7 @@ def test_a_client_certificate_is_no_token(
 ) -> None:
     token = add(file, "support")
     certificate, key = authority.issue("student")
-    config = service_config.model_copy(update={"tenants": file})
+    config = service_config.model_copy(update={"auth": "tokens", "tenants": file})
     with served(tiny_teacher, config, tls_of(authority, with_clients=True)) as secure:
         tls = {"ca_file": authority.ca_file, "certificate_file": certificate, "key_file": key}
         with pytest.raises(AccessError, match="authorization: got none"):

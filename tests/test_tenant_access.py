@@ -39,7 +39,7 @@ def token_file(file: Path, token: str) -> Path:
 def guarded(tiny_teacher: Teacher, service_config: ServiceConfig, file: Path) -> Iterator[ToyServer]:
     """A server that lets in whom the file says; there is nobody yet."""
     Tenants(tenants={}).save(file)
-    server = ToyServer(tiny_teacher, service_config.model_copy(update={"tenants": file}))
+    server = ToyServer(tiny_teacher, service_config.model_copy(update={"auth": "tokens", "tenants": file}))
     server.start()
     yield server
     server.close()
