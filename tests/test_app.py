@@ -17,9 +17,9 @@ from preceptor.codec import CodecSpec
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import ingress, local
 from services.teacher.app import TeacherDeployment, build_app
+from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.directory import Directory, Report
 from services.teacher.environment import replica_ports, serve_environment
-from services.teacher.keepalive import KEEPALIVE
 from services.teacher.loading import load_engine
 from services.teacher.local import ServeError, address_of, serving, wait_until_ready
 from tests.test_serve import free_port
@@ -168,7 +168,7 @@ def test_replicas_are_bound_to_the_host_and_other_servers_to_nothing(
     ports: Any = Ports()
     default_impl.add_grpc_address(ports, f"[::]:{port}")
     assert ports.bound == bound
-    assert set(KEEPALIVE) < set(grpc_util.DEFAULT_GRPC_SERVER_OPTIONS)
+    assert set(CONNECTION_OPTIONS) < set(grpc_util.DEFAULT_GRPC_SERVER_OPTIONS)
 
 
 def test_a_service_has_one_address(tmp_path: Path) -> None:

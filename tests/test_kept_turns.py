@@ -14,7 +14,7 @@ from services.teacher.errors import Status
 from services.teacher.fifo import FifoQueue
 from services.teacher.graphs import GraphStore
 from services.teacher.teaching import Teaching
-from services.teacher.turns import KeptTurn, TurnShelf
+from services.teacher.turns import KeptBytes, KeptTurn, TurnShelf
 from tests.toy import WatchedTeacher
 from tests.toy_frames import (
     Desk,
@@ -76,6 +76,26 @@ def test_a_shelf_keeps_at_least_the_newest_turn(engine: Engine) -> None:
         shelf.put(number, KeptTurn(_turn(engine, 1), b"", 100))
     assert shelf.find(1) is None
     assert shelf.find(2) is not None
+
+
+def test_shelves_that_keep_too_much_together_keep_one_turn_each(engine: Engine) -> None:
+    turn = _turn(engine, 1)
+    kept = KeptBytes(max_bytes=10**6)
+    first, second = (TurnShelf(10, 10**6, lambda _: None, kept) for _ in range(2))
+    for number in (1, 2):
+        first.put(number, KeptTurn(turn, b"", 10))
+        second.put(number, KeptTurn(turn, b"", 10))
+    assert kept.num_bytes == first.num_bytes + second.num_bytes
+    kept.max_bytes = kept.num_bytes
+    second.put(3, KeptTurn(turn, b"", 10))
+    assert [second.find(number) is not None for number in (1, 2, 3)] == [False, True, True]
+    assert first.find(1) is not None  # it is asked for nothing as long as it takes nothing
+    kept.max_bytes = 0
+    first.put(3, KeptTurn(turn, b"", 10))
+    assert [first.find(number) is not None for number in (1, 2, 3)] == [False, False, True]
+    second.clear()
+    first.clear()
+    assert kept.num_bytes == 0
 
 
 def test_gradients_of_a_dropped_turn_are_refused_until_it_is_sent_again(engine: Engine) -> None:

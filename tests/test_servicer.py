@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -197,6 +198,17 @@ def test_a_refused_student_that_says_nothing_is_told_all_the_same(
     monkeypatch.setattr(reading, "_FIRST_FRAME_S", 0.01)
     with RawStudent(start_server(max_conversations=0).address) as student:
         assert [answer.failed.reason for answer in student.rest()] == [pb.REASON_OVERLOADED]
+
+
+def test_whoever_opens_more_than_there_is_room_for_gets_no_place_for_the_asking(
+    start_server: Callable[..., ToyServer],
+) -> None:
+    server = start_server(max_conversations=0)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(RawStudent(server.address)) for _ in range(20)]
+        told = [student.rest()[0].failed.reason for student in silent[8:]]  # at once, though they say nothing
+        assert told == [pb.REASON_OVERLOADED] * 12
+        assert [student.rest()[0].failed.reason for student in silent[:8]] == [pb.REASON_OVERLOADED] * 8
 
 
 def test_a_large_codec_travels_in_parts_both_ways(start_server: Callable[..., ToyServer]) -> None:

@@ -144,6 +144,21 @@ def test_shares_and_queued_tokens_of_a_team_follow_the_file(
     assert all(each.result().decoded.shape == states.shape for each in (*pending, refused))
 
 
+def test_no_team_takes_all_conversations_unless_it_is_told_that_it_may(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = guarded.servicer._limits.model_copy(update={"max_conversations": 3})
+    monkeypatch.setattr(guarded.servicer, "_limits", limits)
+    options = options_of(file, invoke("add", file, "support"))
+    other = options_of(file, invoke("add", file, "sales"))
+    states = torch.randn(1, 2, STUDENT_DIM)
+    for _ in range(2):
+        connect(guarded.address, options=options)(states)
+    with pytest.raises(OverloadedError, match="conversations of support: got one more, expected at most 2"):
+        connect(guarded.address, options=options)(states)
+    connect(guarded.address, options=other)(states)
+
+
 def test_a_token_is_shown_under_tls_or_on_this_machine_only(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from preceptor.codec import CodecSpec
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import servicer
-from services.teacher.audit import audit, write_audit_to
+from services.teacher.audit import StrangersLog, audit, write_audit_to
 from services.teacher.errors import OverloadedError
 from services.teacher.quota import Quotas
 from student_client import AccessError, ClientOptions, TeacherClient
@@ -205,6 +205,18 @@ def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(
     assert all("not known" in line["why"] or "got none" in line["why"] for line in refused)
     assert token.partition(".")[2] not in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_strangers_can_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    log = StrangersLog(max_lines_per_s=3, clock=lambda: now[0])
+    with caplog.at_level(logging.INFO):
+        for _ in range(10):
+            log.refused("peer", "no")
+        now[0] += 1
+        log.refused("peer", "no")
+        log.refused("peer", "no")
+    assert [line.get("left_out", 0) for line in written(caplog)] == [0, 0, 0, 7, 0]
 
 
 @pytest.fixture

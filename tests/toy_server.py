@@ -16,12 +16,12 @@ import grpc
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherServiceServicer_to_server
 from services.teacher.certificates import add_port
+from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.engine import Engine
 from services.teacher.errors import OverloadedError
 from services.teacher.gate import gate_of
 from services.teacher.graphs import GraphStore
 from services.teacher.health import add_health_to_server
-from services.teacher.keepalive import KEEPALIVE
 from services.teacher.loading import build_queue
 from services.teacher.observations import ObservationCache
 from services.teacher.servicer import TeacherServicer
@@ -161,7 +161,7 @@ class ToyServer:
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
                 ("grpc.so_reuseport", 0),
-                *KEEPALIVE,
+                *CONNECTION_OPTIONS,
             ]
         )
         add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.teacher.audit import audit
+from services.teacher.audit import StrangersLog
 from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
     from services.teacher.gate import Gate, Pass
 
 __all__ = ["admit", "deny", "is_denied", "peer_of"]
+
+_strangers = StrangersLog()
 
 
 def peer_of(context: Any) -> str:
@@ -44,7 +46,7 @@ async def is_denied(gate: Gate | None, context: Any) -> bool:
 
 def deny(context: Any, error: AccessDeniedError) -> None:
     """Has a call end with the status that says so, and writes it down."""
-    audit("refused", tenant="", peer=peer_of(context), why=str(error))
+    _strangers.refused(peer_of(context), str(error))
     if context is not None:
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(str(error))

@@ -8,22 +8,56 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["audit", "write_audit_to"]
+__all__ = ["StrangersLog", "audit", "write_audit_to"]
 
 _audit = logging.getLogger("preceptor.audit")
+
+_MAX_LINES_PER_S = 20
 
 
 def audit(event: str, **facts: Any) -> None:
     """Writes one line: "opened", "closed" or "refused"."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     _audit.info("%s", json.dumps({"time": now, "event": event, **facts}))
+
+
+class StrangersLog:
+    """Writes down whom nobody knows; some of them, since anybody can come as often as they like.
+
+    Args:
+        max_lines_per_s: lines in a second; the first one after them says how many were left out.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self, max_lines_per_s: int = _MAX_LINES_PER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_lines_per_s = max_lines_per_s
+        self._clock = clock
+        self._second_s = -math.inf
+        self._num_lines = self._num_left_out = 0
+
+    def refused(self, peer: str, why: str) -> None:
+        """Writes that somebody was refused, or counts it."""
+        now_s = self._clock()
+        if now_s - self._second_s >= 1:
+            self._second_s, self._num_lines = now_s, 0
+        if self._num_lines >= self._max_lines_per_s:
+            self._num_left_out += 1
+            return
+        left_out = {"left_out": self._num_left_out} if self._num_left_out else {}
+        self._num_lines, self._num_left_out = self._num_lines + 1, 0
+        audit("refused", tenant="", peer=peer, why=why, **left_out)
 
 
 def write_audit_to(path: Path | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from preceptor.compression import Compression
@@ -29,6 +28,7 @@ from services.teacher.errors import (
     internal_failure,
 )
 from services.teacher.handover import Handover
+from services.teacher.tally import Tally
 from services.teacher.turns import KeptTurn, TurnShelf
 
 if TYPE_CHECKING:
@@ -38,22 +38,14 @@ if TYPE_CHECKING:
     from services.teacher.agreement import Agreement
     from services.teacher.config import LimitsConfig
     from services.teacher.engine import Engine
+    from services.teacher.turns import KeptBytes
     from services.teacher.work import ForwardResult, GradientsResult, Turn
 
-__all__ = ["Conversation", "Tally"]
+__all__ = ["Conversation"]
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-
-
-@dataclass
-class Tally:
-    """What a conversation asked for: turns and their tokens, replays included, and bytes of all frames."""
-
-    turns: int = 0
-    tokens: int = 0
-    bytes: int = 0
 
 
 class Conversation:
@@ -67,6 +59,7 @@ class Conversation:
         send: takes the answers, on the event loop.
         tenant: whose it is, where that is known; None: whose it says it is.
         charge: called with the tokens of each turn before it is computed (again); may refuse it.
+        kept: what all conversations keep together; None: this one alone.
 
     Attributes:
         closed: whether the student sent Close, or was cut off.
@@ -83,6 +76,7 @@ class Conversation:
         send: Callable[[pb.ConverseResponse], None],
         tenant: str | None = None,
         charge: Callable[[int], None] = lambda _: None,
+        kept: KeptBytes | None = None,
     ) -> None:
         self.conversation_id = conversation_id
         self.tally = Tally()
@@ -96,7 +90,7 @@ class Conversation:
         self._compression = Compression()
         self._credit = CreditLine(limits.credit_bytes)
         self._codecs = CodecShelf(max_bytes=8 * limits.max_codec_parameters)
-        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.forget)
+        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.forget, kept)
         self._pending: set[Future[ForwardResult] | Future[GradientsResult]] = set()
         self._idle = asyncio.Event()
         self._idle.set()

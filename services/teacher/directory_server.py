@@ -16,11 +16,11 @@ from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.access import is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
+from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.directory import Directory
 from services.teacher.environment import socket_address
 from services.teacher.gate import gate_of
 from services.teacher.health import SERVICE_NAME, add_health_to_server, answer_check
-from services.teacher.keepalive import KEEPALIVE
 
 if TYPE_CHECKING:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -85,7 +85,7 @@ class DirectoryDeployment:
 
     async def _start(self) -> grpc.aio.Server | None:
         """Returns a running server, or None if the port is in use."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *KEEPALIVE])
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *CONNECTION_OPTIONS])
         try:
             add_port(server, self._address, self._tls)
         except RuntimeError as error:

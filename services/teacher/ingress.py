@@ -21,13 +21,13 @@ from ray.serve._private import default_impl, grpc_util
 from ray.serve._private.replica import Replica
 
 from services.teacher.certificates import add_port
+from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.environment import (
     HOST_VARIABLE,
     MAX_PORT_VARIABLE,
     MIN_PORT_VARIABLE,
     socket_address,
 )
-from services.teacher.keepalive import KEEPALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def restrict_listening() -> list[Any]:
         No HTTP middlewares, which is what Serve calls this for.
     """
     default_impl.add_grpc_address = _add_grpc_address
-    grpc_util.DEFAULT_GRPC_SERVER_OPTIONS = [*_SERVER_OPTIONS, *KEEPALIVE]
+    grpc_util.DEFAULT_GRPC_SERVER_OPTIONS = [*_SERVER_OPTIONS, *CONNECTION_OPTIONS]
     return []
 
 

@@ -26,6 +26,11 @@ class LimitsConfig(BaseModel):
     max_kept_bytes: int = Field(
         default=256 * 2**20, ge=0, description="Bytes of turns and codecs kept, a conversation."
     )
+    max_replica_kept_bytes: int = Field(
+        default=8 * 2**30,
+        ge=0,
+        description="Bytes of turns and codecs kept, a replica; past it each conversation keeps one turn.",
+    )
     max_codec_parameters: int = Field(default=16 * 10**6, ge=1, description="Parameters of a codec.")
     max_queued_tokens: int = Field(
         default=2**20,
@@ -36,6 +41,11 @@ class LimitsConfig(BaseModel):
         default=64 * 2**20, ge=8192, description="Bytes a student may send before they are answered."
     )
     max_conversations: int = Field(default=256, ge=1, description="Conversations, a replica.")
+    max_conversations_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="Conversations of one team, a replica, if its own entry says nothing; null: half of all.",
+    )
     max_open_s: float = Field(
         default=10.0, gt=0, description="Seconds in which a stream has to open its conversation."
     )

@@ -18,6 +18,7 @@ from weakref import WeakSet
 
 from services.teacher.backlog import Backlog, num_charged_tokens
 from services.teacher.errors import OverloadedError
+from services.teacher.retries import RetryLines
 from services.teacher.rhythm import Rhythm
 from services.teacher.work import BackwardWork, Turn
 
@@ -36,7 +37,6 @@ _WORTH_USING = 2 / 3
 
 _SMOOTHING = 0.2
 _SHORTEST_RETRY_S = 0.05
-_LONGEST_RETRY_S = 30.0
 
 
 class FairQueue:
@@ -74,6 +74,7 @@ class FairQueue:
         self._backlog = Backlog(weights, key_of)
         self._gathering: dict[Pass, list[BackwardWork]] = {}
         self._rhythm = Rhythm()
+        self._retries = RetryLines()
         self._owed = WeakSet[Turn]()  # served, and not asked for their gradients yet; kept by conversations
         self._queued: Counter[str] = Counter()
         self._num_queued = 0
@@ -109,7 +110,7 @@ class FairQueue:
                 raise OverloadedError(
                     f"the teacher's queue: got {num_tokens} tokens more than {queued}, expected at most "
                     f"{self._max_queued_tokens}",
-                    self._retry_after_s(queued),
+                    self._retry_after_s(speaker.tenant, queued, num_tokens),
                 )
             if isinstance(work, BackwardWork):
                 self._owed.discard(work.turn)
@@ -263,14 +264,12 @@ class FairQueue:
             raise OverloadedError(
                 f"the teacher's queue: got {num_tokens} tokens of {tenant} more than {own}, expected at most "
                 f"{limit}",
-                self._retry_after_s(own),
+                self._retry_after_s(tenant, own, num_tokens),
             )
 
     def _has_its_share(self, tenant: str, num_tokens: int) -> bool:
         """Whether a tenant would have more than its share of the queue by weight, with `num_tokens` more."""
-        weight = self._backlog.counter.weight
-        total = sum(weight(other) for other in {*self._queued, tenant})
-        return self._queued[tenant] + num_tokens > self._max_queued_tokens * weight(tenant) / total
+        return self._queued[tenant] + num_tokens > self._max_queued_tokens * self._share_of(tenant)
 
     def _uncount(self, batch: list[Work]) -> None:
         for work in batch:
@@ -282,7 +281,15 @@ class FairQueue:
                 del self._queued[tenant]
             self._num_queued -= work.turn.num_tokens
 
-    def _retry_after_s(self, queued: int) -> float:
-        if not self._tokens_per_s:
+    def _retry_after_s(self, tenant: str, queued: int, num_tokens: int) -> float:
+        rate = self._tokens_per_s
+        if not rate:
             return _SHORTEST_RETRY_S
-        return min(max(queued / self._tokens_per_s / 2, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
+        return self._retries.next_s(
+            tenant, self._clock(), queued / rate, num_tokens / rate / self._share_of(tenant)
+        )
+
+    def _share_of(self, tenant: str) -> float:
+        """Returns a tenant's share of service by weight, among those who wait."""
+        weight = self._backlog.counter.weight
+        return weight(tenant) / sum(weight(other) for other in {*self._queued, tenant})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ from services.teacher.gate import AccessDeniedError, gate_of
 from services.teacher.health import answer_check
 from services.teacher.outbox import Outbox
 from services.teacher.quota import Quotas
-from services.teacher.reading import end_by, read_first
+from services.teacher.reading import FirstFrames, end_by
+from services.teacher.turns import KeptBytes
 from services.teacher.visit import End, Visit, notice_of
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ class TeacherServicer:
         self._directory = Directory.copy()
         self._gate = gate_of(config) if gate is None else gate
         self._quotas = Quotas()
+        self._first_frames = FirstFrames()
+        self._kept = KeptBytes(config.limits.max_replica_kept_bytes)
         self._visits: dict[Outbox, Visit] = {}
         self._address = ""
         self._balanced_s = 0.0
@@ -121,7 +125,7 @@ class TeacherServicer:
         except TurnError as error:
             tenant = "" if shown is None else shown.tenant
             audit("refused", tenant=tenant, peer=peer_of(grpc_context), why=str(error))
-            await read_first(request_stream)
+            await self._first_frames.read(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return
         outbox = Outbox(self._limits.max_turns_in_flight)
@@ -148,6 +152,7 @@ class TeacherServicer:
             send=outbox.put,
             tenant=None if shown is None else shown.tenant,
             charge=self._charge_of(shown),
+            kept=self._kept,
         )
         now_s = asyncio.get_running_loop().time()
         return Visit(conversation, outbox, shown, peer, now_s, handler=asyncio.current_task())
@@ -227,8 +232,8 @@ class TeacherServicer:
         limit = self._limits.max_conversations
         if len(self._visits) >= limit:
             raise OverloadedError(f"conversations: got one more, expected at most {limit}", 1.0)
-        own = None if shown is None else shown.max_conversations
-        if shown is not None and own is not None:
+        if shown is not None:
+            own = shown.max_conversations or self._limits.max_conversations_per_tenant or math.ceil(limit / 2)
             num_own = sum(visit.conversation.tenant == shown.tenant for visit in self._visits.values())
             if num_own >= own:
                 raise OverloadedError(

@@ -48,7 +48,7 @@ class Tenant(_Model):
     keys: tuple[TenantKey, ...] = Field(description="Of its tokens; none: it is revoked.")
     expires: AwareDatetime | None = Field(default=None, description="When it ends; null: never.")
     max_conversations: int | None = Field(
-        default=None, ge=1, description="Open at a time, a replica; null: as many as there is room for."
+        default=None, ge=1, description="Open at a time, a replica; null: as the service limits it."
     )
     tokens_per_s: float | None = Field(
         default=None, gt=0, description="Rows x positions a second, a replica; null: as it comes."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from preceptor.codec import TeacherCodec
     from services.teacher.work import Turn
 
-__all__ = ["KeptTurn", "TurnShelf"]
+__all__ = ["KeptBytes", "KeptTurn", "TurnShelf"]
 
 
 @dataclass(eq=False)
@@ -36,6 +36,24 @@ class KeptTurn:
     had_gradients: bool = False
 
 
+@dataclass
+class KeptBytes:
+    """What all shelves of a replica keep together.
+
+    Attributes:
+        max_bytes: beyond which each keeps as little as it can.
+        num_bytes: what they keep now.
+    """
+
+    max_bytes: int
+    num_bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is more than they should."""
+        return self.num_bytes > self.max_bytes
+
+
 class TurnShelf:
     """Turns by number, the oldest dropped beyond a count or a number of bytes.
 
@@ -46,9 +64,17 @@ class TurnShelf:
         max_turns: how many are kept.
         max_bytes: how many bytes are kept; at least one turn always is.
         drop: told of each turn that goes, so that its graph can go too.
+        kept: what is kept by all shelves; None: by this one alone.
     """
 
-    def __init__(self, max_turns: int, max_bytes: int, drop: Callable[[Turn], object]) -> None:
+    def __init__(
+        self,
+        max_turns: int,
+        max_bytes: int,
+        drop: Callable[[Turn], object],
+        kept: KeptBytes | None = None,
+    ) -> None:
+        self._all = kept or KeptBytes(max_bytes)
         self._max_turns = max_turns
         self._max_bytes = max_bytes
         self._drop = drop
@@ -63,12 +89,14 @@ class TurnShelf:
             self._uncount(known.turn)
         self._turns[number] = kept
         self._count(kept.turn)
-        while len(self._turns) > self._max_turns or (
-            self._num_bytes > self._max_bytes and len(self._turns) > 1
-        ):
+        while len(self._turns) > self._max_turns or (self._is_full and len(self._turns) > 1):
             _, oldest = self._turns.popitem(last=False)
             self._uncount(oldest.turn)
             self._drop(oldest.turn)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._num_bytes > self._max_bytes or self._all.is_full
 
     def find(self, number: int) -> KeptTurn | None:
         """Returns a turn, or None if it is not kept."""
@@ -79,7 +107,7 @@ class TurnShelf:
         while self._turns:
             self._drop(self._turns.popitem()[1].turn)
         self._codecs.clear()
-        self._num_bytes = 0
+        self._add(-self._num_bytes)
 
     @property
     def num_bytes(self) -> int:
@@ -87,19 +115,23 @@ class TurnShelf:
         return self._num_bytes
 
     def _count(self, turn: Turn) -> None:
-        self._num_bytes += turn.held_bytes
+        self._add(turn.held_bytes)
         if turn.codec is not None:
             self._codecs[turn.codec] += 1
             if self._codecs[turn.codec] == 1:
-                self._num_bytes += _codec_bytes(turn.codec)
+                self._add(_codec_bytes(turn.codec))
 
     def _uncount(self, turn: Turn) -> None:
-        self._num_bytes -= turn.held_bytes
+        self._add(-turn.held_bytes)
         if turn.codec is not None:
             self._codecs[turn.codec] -= 1
             if self._codecs[turn.codec] == 0:
                 del self._codecs[turn.codec]
-                self._num_bytes -= _codec_bytes(turn.codec)
+                self._add(-_codec_bytes(turn.codec))
+
+    def _add(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        self._all.num_bytes += num_bytes
 
 
 def _codec_bytes(codec: TeacherCodec) -> int:
