@@ -7,7 +7,6 @@ is full, or a process that is killed, in the middle of that leaves a run that ca
 from __future__ import annotations
 
 import errno
-import logging
 import pickle
 import re
 import shutil
@@ -22,19 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoints", "ResumeError"]
 
-logger = logging.getLogger(__name__)
-
 _NAME = re.compile(r"checkpoint_(\d+)")
 _STATE = "state.pt"
 _RNGS = ("rng", "cuda_rng")
 _NUM_KEPT = 2
-# What torch says of a file that is cut off, or of none: a writer was killed, or a machine lost its power.
+# What torch says of a file that is cut off or is no checkpoint; also OSError with EINVAL.
 _BROKEN = (RuntimeError, EOFError, KeyError, pickle.UnpicklingError)
-_NOT_WHOLE = (errno.ENOENT, errno.EINVAL)
 
 
 class ResumeError(ValueError):
-    """A checkpoint belongs to a run with another config or another teacher."""
+    """A checkpoint belongs to a run with another config or another teacher, or none can be read."""
 
 
 class Checkpoints:
@@ -65,19 +61,31 @@ class Checkpoints:
         """Returns the newest whole checkpoint, if there is one; a worker it does not know has None for RNGs.
 
         Raises:
-            ResumeError: it belongs to another config.
+            ResumeError: it belongs to another config, or what is there can't be read.
+            ValueError: the run's folder is not on this node.
         """
+        if not self._folder.is_dir():
+            raise ValueError(
+                f"output: got {self._folder}, which is not on this node, expected one that all nodes share"
+            )
+        broken: Exception | None = None
         for folder in sorted(self._all(), key=_step, reverse=True):
             try:
                 state = self._read(folder)
+            except FileNotFoundError:  # a worker, or the driver, was killed before all had written
+                self.passed_over.append(folder.name)
             except (OSError, *_BROKEN) as error:
-                if isinstance(error, OSError) and error.errno not in _NOT_WHOLE:
+                if isinstance(error, OSError) and error.errno != errno.EINVAL:
                     raise
-                logger.warning("%s: is not whole and is passed over: %s", folder, error)
+                broken = error
                 self.passed_over.append(folder.name)
             else:
                 self._whole = [folder]
                 return state
+        if broken is not None:  # nothing that we do makes all of them so
+            raise ResumeError(
+                f"{self._folder}: none of its checkpoints can be read ({broken}); start it fresh"
+            ) from broken
         return None
 
     def _read(self, folder: Path) -> dict[str, Any]:

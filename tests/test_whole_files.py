@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from student_client.checkpoints import Checkpoints
+from student_client.checkpoints import Checkpoints, ResumeError
 from student_client.export import export_student
 from student_client.plots import draw_losses
 from student_client.records import METRICS_FILE, MetricsFile, config_digest
@@ -118,6 +119,11 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert (workers[0].load() or {})["step"] == 3
 
 
+def test_a_node_that_does_not_share_the_runs_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"output: got .*/away, which is not on this node"):
+        Checkpoints(tmp_path / "away", "digest").load()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_checkpoint_that_is_cut_off_is_passed_over(table: Path, tmp_path: Path, share: float) -> None:
     run = StudentRun(make_config(table, None))
@@ -130,6 +136,9 @@ def test_a_checkpoint_that_is_cut_off_is_passed_over(table: Path, tmp_path: Path
     state = checkpoints.load()
     assert state is not None
     assert checkpoints.passed_over == ["checkpoint_000000002"]
+    shutil.rmtree(tmp_path / "checkpoint_000000001")
+    with pytest.raises(ResumeError, match="none of its checkpoints can be read"):
+        checkpoints.load()
 
 
 def test_the_last_two_checkpoints_are_kept_and_no_rest_of_earlier_ones(tmp_path: Path) -> None:
