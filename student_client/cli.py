@@ -128,6 +128,8 @@ def _run(settings: TrainConfig, *, fresh: bool) -> TrainResult:
         notes = {"steps": "", "epoch": ""}
 
         def show(line: dict[str, Any]) -> None:
+            if line["kind"] == "failed":
+                console.print(f"a worker failed at step {line['step']}: {line['error']}", markup=False)
             if line["kind"] in notes:
                 notes[line["kind"]] = _note(line)
                 note = ", ".join(filter(None, notes.values()))

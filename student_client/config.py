@@ -164,6 +164,11 @@ class TrainConfig(_Config):
         ge=0,
         description="GPUs a worker; with a share of one, several students (or workers) share a GPU.",
     )
+    start_timeout_s: int = Field(
+        default=1800,
+        ge=1,
+        description="Seconds to wait until Ray has room for the workers; each of max_failures + 1 times.",
+    )
     num_threads: int = Field(default=1, ge=1, description="Torch threads a worker.")
     max_failures: int = Field(default=2, ge=0, description="Lost workers after which the run gives up.")
     python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")

@@ -5,8 +5,8 @@ Students of Hugging Face become a folder of theirs, others a `torch.export` prog
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -26,10 +26,9 @@ from student_client.records import (
     RESULT_FILE,
     STUDENT_FACTS_FILE,
     STUDENT_FILE,
-    as_any_file,
-    write_json,
 )
 from student_client.students import build_student, logits_of
+from student_client.whole_files import put_folder, write_json, write_text, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,6 +86,7 @@ def export_student(
 
     Raises:
         ExportError: there is something at `output`, or the student can't be exported like that.
+        OSError: `output` can't be written; what was there still is.
     """
     if output.exists() and not force:
         raise ExportError(f"{output}: exists already; choose another folder or replace it with --force")
@@ -102,7 +102,8 @@ def export_student(
         student = student.merge_and_unload()  # type: ignore[operator]  # a peft model
     example = load_file(run / EXAMPLE_FILE)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as name:
+    temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
+    with temporary as name, writing(output):
         folder = Path(name) / "student"
         folder.mkdir()
         if kind == "safetensors":
@@ -112,12 +113,10 @@ def export_student(
         else:
             _write_onnx(folder, student, example)
         card = model_card(run, config, student, example, kind)
-        for path in folder.rglob("*.safetensors"):
-            as_any_file(path)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        if output.exists():
-            shutil.rmtree(output)
-        folder.replace(output)
+        write_text(folder / CARD_FILE, card)
+        for path in folder.rglob("*.safetensors"):  # which are made for one user alone
+            path.chmod((folder / CARD_FILE).stat().st_mode)
+        put_folder(folder, output)
     return {"folder": str(output), "format": kind, "files": sorted(path.name for path in output.iterdir())}
 
 
@@ -204,7 +203,9 @@ def _grown(name: str, tensor: Tensor) -> Tensor:
 
 
 def _write_program(folder: Path, student: nn.Module, example: Mapping[str, Tensor]) -> None:
-    torch.export.save(_traced(student, example), folder / "model.pt2")
+    content = io.BytesIO()  # where a file can't be written, torch ends the process
+    torch.export.save(_traced(student, example), content)
+    (folder / "model.pt2").write_bytes(content.getbuffer())
 
 
 def _write_onnx(folder: Path, student: nn.Module, example: Mapping[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ def export(
 
     try:
         written = export_student(run, output or run / "export", kind=kind, force=force)
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         fail(str(error))
     if as_json:
         typer.echo(json.dumps(written))

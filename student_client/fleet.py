@@ -17,6 +17,7 @@ import yaml
 from student_client.fleet_jobs import JobRefusedError, JobServerError
 from student_client.fleet_state import FleetFiles, Progress, RunProgress, StudentState
 from student_client.records import config_digest
+from student_client.whole_files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -232,16 +233,13 @@ class Fleet:
             log = self._jobs.logs(student.submission_id)
         except JobServerError:
             return ""
-        path = self._files.log(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(log, encoding="utf-8")
+        write_text(self._files.log(name), log)
         return log
 
     def _write_configs(self) -> None:
-        self._files.configs.mkdir(parents=True, exist_ok=True)
         for name, run in self._runs.items():
             text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
-            (self._files.configs / f"{name}.yaml").write_text(text)
+            write_text(self._files.configs / f"{name}.yaml", text)
 
 
 def _reason(log: str, job: Job) -> str:

@@ -206,7 +206,7 @@ def _run(
         fail(str(error), EXIT_USAGE)
     except FolderLockedError as error:
         fail(str(error), EXIT_BUSY)
-    except JobServerError as error:
+    except (JobServerError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         what = "the jobs have ended with their Ray" if is_own else "the jobs go on"

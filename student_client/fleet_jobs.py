@@ -20,6 +20,8 @@ from preceptor.local_ray import LocalRayError, connected_ray
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ray.job_submission import JobSubmissionClient
+
     from student_client.fleet_config import JobSettings
 
 __all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_server"]
@@ -27,6 +29,7 @@ __all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_s
 _STATUS = re.compile(r"status code (\d{3})")
 _MAX_ERROR_LENGTH = 500
 _REFUSALS = range(400, 500)
+_ANSWER_TIMEOUT_S = 60.0
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -94,15 +97,13 @@ class RayJobs:
     def __init__(self, address: str, settings: JobSettings, configs: Path, *, python: str = "python") -> None:
         if not _is_url(address):
             raise JobServerError(f"address: got {address!r}, expected http://HOST:PORT of a job server")
-        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
-
         self._settings = settings
         self._configs = configs
         for module in ("dashboard_sdk", "job.sdk"):  # they tell of each upload
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         self._python = settings.python or python
         with _errors(f"job server {address}"):
-            self._client = JobSubmissionClient(address)
+            self._client = _client(address)
 
     def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
         """See `Jobs`."""
@@ -157,6 +158,17 @@ class RayJobs:
         return logs
 
 
+def _client(address: str) -> JobSubmissionClient:
+    """Connects to a job server, waiting for each answer so long and no longer; Ray itself waits for ever."""
+    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's is untyped
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, timeout=_ANSWER_TIMEOUT_S, **options)
+
+    return Client(address)
+
+
 @contextlib.contextmanager
 def _errors(what: str) -> Iterator[None]:
     """Turns what the client raises while open into our errors: a refusal, or a server that is not well."""
@@ -209,7 +221,7 @@ def job_server(address: str | None, *, num_cpus: int = 8) -> Iterator[tuple[str,
     with contextlib.ExitStack() as stack:
         try:
             here = stack.enter_context(connected_ray(num_cpus, jobs=True))
-        except LocalRayError as error:
+        except (LocalRayError, ConnectionError) as error:
             raise JobServerError(str(error)) from None
         if here.dashboard is None:
             raise JobServerError("job server: the Ray that this process is connected to has none")

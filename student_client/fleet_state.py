@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from student_client.locks import folder_lock
-from student_client.records import METRICS_FILE, RESULT_FILE, read_new_lines, write_json
+from student_client.records import METRICS_FILE, RESULT_FILE, read_new_lines
+from student_client.whole_files import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from student_client.whole_files import whole_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -30,7 +32,8 @@ def draw_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
     _line(bottom, [(line["step"], line["valid"]) for line in epochs], "", _COLORS[1])
     bottom.set_ylabel(f"valid {epochs[-1]['metric']}" if epochs else "valid")
     bottom.set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=120)
 
 
 def draw_waiting(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -44,7 +47,8 @@ def draw_waiting(lines: Sequence[dict[str, Any]], path: Path) -> None:
     bottom.set_ylim(bottom=0)
     bottom.set_ylabel("examples/s")
     bottom.set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=120)
 
 
 def _panels() -> tuple[Any, Any]:

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from student_client.checkpoints import ResumeError
 from student_client.data import load_splits
 from student_client.evaluation import evaluate
 from student_client.objective import Objective, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
-from student_client.records import ResumeError, as_any_file
 from student_client.students import build_student
+from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,10 +235,8 @@ class StudentRun:
 
     def save_student(self, path: Path) -> None:
         """Writes the student alone, as safetensors."""
-        aside = path.with_suffix(".part")
-        save_model(self.objective.student, str(aside))
-        as_any_file(aside)
-        aside.replace(path)
+        with whole_file(path) as aside:
+            save_model(self.objective.student, str(aside))
 
     def close(self) -> None:
         """Ends the conversation."""

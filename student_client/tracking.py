@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from student_client.whole_files import write_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -146,7 +148,7 @@ class Tracker:
                 else client.create_experiment(self._config.experiment)
             )
             self._run_id = client.create_run(number, run_name=name).info.run_id
-            known.write_text(self._run_id)
+            write_text(known, self._run_id)
             for key, value in _flat(params).items():
                 client.log_param(self._run_id, key, str(value)[:_MAX_PARAM_LENGTH])
         self._mlflow = client

@@ -26,6 +26,7 @@ from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from preceptor.local_ray import connected_ray
+from student_client.checkpoints import ResumeError
 from student_client.data_config import resolve_source
 from student_client.environment import environment
 from student_client.errors import DeadlineExceededError, TeacherUnavailableError
@@ -34,13 +35,12 @@ from student_client.records import (
     CONFIG_FILE,
     METRICS_FILE,
     RESULT_FILE,
-    ResumeError,
     config_digest,
     read_new_lines,
-    write_json,
 )
 from student_client.run import StudentRun
 from student_client.train_worker import train_worker
+from student_client.whole_files import write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +87,6 @@ def local_ray(num_cpus: int = 8) -> Iterator[bool]:
     """
     # Ray Train hands reports to its controller once a poll; the default of 2 s would dominate short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(_BARRIER_TIMEOUT_S))
     with connected_ray(num_cpus) as here:
         yield here.is_own
 
@@ -137,7 +136,7 @@ def _clear(folder: Path) -> None:
 def _train(config: TrainConfig, on_progress: Callable[[dict[str, Any]], None] | None) -> TrainResult:
     folder = config.folder
     write_json(folder / "environment.json", environment())
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     metrics = folder / METRICS_FILE
     _, position = read_new_lines(metrics, 0)
     start_s = time.monotonic()
@@ -212,7 +211,7 @@ def _check_same(config: TrainConfig) -> None:
         return
     try:
         earlier = config_digest(type(config).model_validate(yaml.safe_load(path.read_text())))
-    except ValueError:
+    except (ValueError, yaml.YAMLError):
         return  # of another version; the checkpoint itself says more
     if earlier != config_digest(config):
         raise ResumeError(
@@ -253,6 +252,8 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(_BARRIER_TIMEOUT_S))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.start_timeout_s)
     try:
         _trainer(config).fit()
     except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -275,8 +276,10 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
         run_config=ray_train.RunConfig(
             name=config.name,
             storage_path=str(config.output),
-            failure_config=ray_train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray_train.FailureConfig(
+                max_failures=config.max_failures,
+                controller_failure_limit=config.max_failures,  # workers that do not start
+            ),
         ),
     )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from ray import train as ray_train
 from ray.train.torch import prepare_model
 from safetensors.torch import save_file
 
+from student_client.checkpoints import Checkpoints
 from student_client.config import TrainConfig
 from student_client.plots import draw_losses, draw_waiting
 from student_client.records import (
@@ -21,15 +21,12 @@ from student_client.records import (
     STUDENT_FACTS_FILE,
     STUDENT_FILE,
     MetricsFile,
-    as_any_file,
     config_digest,
-    load_checkpoint,
     read_metrics,
-    save_checkpoint,
-    write_json,
 )
 from student_client.run import StudentRun
 from student_client.tracking import Tracker
+from student_client.whole_files import whole_file, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,17 +51,16 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         sum_over_workers=_sum_over_workers if world_size > 1 else float,
     )
     try:
-        digest = config_digest(config)
-        checkpoint = ray_train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                run.load_state(load_checkpoint(Path(folder), digest, rank))
-        watch = _Watch(run) if rank == 0 else None
+        checkpoints = Checkpoints(config.folder, config_digest(config), rank=rank, world_size=world_size)
+        state = checkpoints.load()
+        if state is not None:
+            run.load_state(state)
+        watch = _Watch(run, checkpoints.passed_over) if rank == 0 else None
         try:
-            _train(run, watch, rank, digest)
-        except BaseException:
+            _train(run, watch, checkpoints)
+        except BaseException as error:
             if watch is not None:
-                watch.fail()
+                watch.fail(error)
             raise
     finally:
         run.close()
@@ -79,7 +75,7 @@ def _sum_over_workers(number: float) -> float:
 class _Watch:
     """Tells of a run while it goes: its `metrics.jsonl` and whatever else follows it; the first worker's."""
 
-    def __init__(self, run: StudentRun) -> None:
+    def __init__(self, run: StudentRun, passed_over: Sequence[str]) -> None:
         self._run = run
         self._folder = run.config.folder
         self._start_s = time.monotonic()
@@ -88,7 +84,9 @@ class _Watch:
         self._tracker = Tracker(run.config.tracking, self._folder)
         self._tracker.start(run.config.name, run.config.model_dump(mode="json"), run.step)
         if not self._file.is_new:  # also of an earlier run that broke off before its first checkpoint
-            self._file.write({"kind": "resumed", "step": run.step, "epoch": run.epoch})
+            self._file.write(
+                {"kind": "resumed", "step": run.step, "epoch": run.epoch, "passed_over": passed_over}
+            )
 
     def step(self, losses: dict[str, float]) -> None:
         """Takes a step's losses in; every so many are told together."""
@@ -125,8 +123,8 @@ class _Watch:
         run = self._run
         run.save_student(self._folder / STUDENT_FILE)
         example = {name: tensor.contiguous().clone() for name, tensor in run.example.student.items()}
-        save_file(example, self._folder / EXAMPLE_FILE)
-        as_any_file(self._folder / EXAMPLE_FILE)
+        with whole_file(self._folder / EXAMPLE_FILE) as aside:
+            save_file(example, aside)
         teacher = {"name": run.objective.teacher_name, "fingerprint": run.objective.teacher_fingerprint}
         write_json(
             self._folder / STUDENT_FACTS_FILE,
@@ -142,8 +140,13 @@ class _Watch:
         self._tracker.finish(facts)
         write_json(self._folder / RESULT_FILE, facts)
 
-    def fail(self) -> None:
-        """Tells that the run broke off."""
+    def fail(self, error: BaseException) -> None:
+        """Tells that the run broke off, and why: it may go on, and nobody would know."""
+        with contextlib.suppress(OSError):  # the disk may be full
+            told = f"{type(error).__name__}: {error}"
+            self._file.write(
+                {"kind": "failed", "step": self._run.step, "epoch": self._run.epoch, "error": told}
+            )
         self._tracker.fail()
 
     def _write(self, **fields: Any) -> None:
@@ -163,7 +166,7 @@ def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(each[name] for each in losses) / len(losses) for name in losses[-1]}
 
 
-def _train(run: StudentRun, watch: _Watch | None, rank: int, digest: str) -> None:
+def _train(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> None:
     config = run.config
     while run.epoch < config.epochs:
         steps: list[dict[str, float]] = []
@@ -173,21 +176,19 @@ def _train(run: StudentRun, watch: _Watch | None, rank: int, digest: str) -> Non
                 watch.step(losses)
             every = config.checkpoint_every_steps
             if every is not None and run.step % every == 0 and run.step % run.steps_per_epoch:
-                _report(run, rank, digest)
+                _save(run, watch, checkpoints)
         if watch is not None and steps:
             watch.epoch(steps)
-        if run.epoch % config.checkpoint_every_epochs == 0 and run.epoch < config.epochs:
-            _report(run, rank, digest)
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), run.state(), digest, rank)
-        facts = run.finish()  # puts the best weights in the place of the last ones
-        if watch is not None:
-            watch.finish(facts)
-        ray_train.report(facts, checkpoint=ray_train.Checkpoint.from_directory(folder))
+        if run.epoch % config.checkpoint_every_epochs == 0 or run.epoch == config.epochs:
+            _save(run, watch, checkpoints)
+    facts = run.finish()  # puts the best weights in the place of the last ones
+    if watch is not None:
+        watch.finish(facts)
 
 
-def _report(run: StudentRun, rank: int, digest: str) -> None:
-    """Hands a checkpoint to Ray Train; a barrier for all workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), run.state(), digest, rank)
-        ray_train.report({"step": run.step}, checkpoint=ray_train.Checkpoint.from_directory(folder))
+def _save(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> None:
+    """Writes a checkpoint; a barrier for all workers, after which it is whole."""
+    checkpoints.save(run.step, run.state())
+    ray_train.report({"step": run.step})
+    if watch is not None:
+        checkpoints.forget_older()

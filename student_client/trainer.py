@@ -22,6 +22,7 @@ from student_client.config import LossWeights, TalkConfig, TeacherConfig
 from student_client.talking import TalkingLosses, connect
 from student_client.taps import Taps
 from student_client.trainer_hooks import TEACHER_KEY, TalkingHooks, TeacherCollator
+from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,8 +199,8 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         with self._alone():
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            path = Path(output_dir or self.args.output_dir) / _CODEC_FILE
-            save_model(self.talking, str(path), {"teacher": self.talking.teacher_fingerprint})
+            with whole_file(Path(output_dir or self.args.output_dir) / _CODEC_FILE) as path:
+                save_model(self.talking, str(path), {"teacher": self.talking.teacher_fingerprint})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self._alone():

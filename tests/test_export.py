@@ -27,10 +27,10 @@ from student_client.records import (
     STUDENT_FILE,
     MetricsFile,
     read_metrics,
-    write_json,
 )
 from student_client.run import StudentRun
 from student_client.students import logits_of
+from student_client.whole_files import write_json
 from tests.tiny_models import save_tiny
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
+from student_client import fleet_jobs
 from student_client.fleet_config import JobSettings
 from student_client.fleet_jobs import JobRefusedError, JobServerError, RayJobs
 
@@ -21,8 +22,12 @@ class Answering(BaseHTTPRequestHandler):
     """A job server that answers every question about jobs with one status."""
 
     status = 404
+    is_silent = False
 
     def do_GET(self) -> None:
+        if self.is_silent:
+            self.rfile.read()  # until the other side has had enough
+            return
         is_version = self.path == "/api/version"
         facts = {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"}
         self.send_response(200 if is_version else self.status)
@@ -53,4 +58,22 @@ def test_only_a_server_that_knows_of_no_such_job_means_that_it_is_gone(
             with pytest.raises(JobServerError, match=message) as told:
                 jobs.job("job-404")
             assert isinstance(told.value, JobRefusedError) == (status == 400)
+        server.shutdown()
+
+
+def test_a_server_that_takes_calls_and_does_not_answer_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_jobs, "_ANSWER_TIMEOUT_S", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(Answering, "is_silent", True)
+        with pytest.raises(JobServerError, match=f"job server {url}: .*timed out"):
+            RayJobs(url, JobSettings(), tmp_path)
+        monkeypatch.setattr(Answering, "is_silent", False)
+        jobs = RayJobs(url, JobSettings(), tmp_path)
+        monkeypatch.setattr(Answering, "is_silent", True)
+        with pytest.raises(JobServerError, match=r"job a-1: .*timed out"):
+            jobs.job("a-1")
         server.shutdown()

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from preceptor.terms import Reading
-from student_client.records import config_digest, load_checkpoint, save_checkpoint
 from student_client.run import StudentRun
 from tests.local_talk import assert_close, gradients_of, loss_of
 from tests.test_shares import silent_config, weights_of
-from tests.test_train_run import losses_of, row_server, table
+from tests.test_train_run import load, losses_of, row_server, save, table
 from tests.test_trainer import fresh_model, logged, trainer_of
 from tests.test_workers import SILENT, trained
 from tests.tiny_bert import folder, teacher
@@ -94,9 +93,9 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(
     expected = losses_of(whole)
     torch.cuda.manual_seed(3)
     got = [step["loss"] for step in first.train_epoch()]
-    save_checkpoint(tmp_path, first.state(), config_digest(config), rank=0)
+    save(first, tmp_path)
     torch.cuda.manual_seed(4)
-    second.load_state(load_checkpoint(tmp_path, config_digest(config), rank=0))
+    load(second, tmp_path)
     assert got + losses_of(second) == pytest.approx(expected, rel=1e-4)
     for run in (whole, first, second):
         run.close()

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from preceptor.local_ray import connected_ray
+from tests.test_serve import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -81,3 +84,11 @@ def test_two_take_jobs_at_once_and_neither_outlives_its_owner() -> None:
         assert all(each.is_running() for each in others)
     _, left = psutil.wait_procs(others, GONE_S)
     assert left == []
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = f"RAY_ADDRESS: got {address}, where no Ray answered within 10 s: .*refused"
+    with pytest.raises(ConnectionError, match=message), connected_ray():
+        pass

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from student_client.checkpoints import Checkpoints
 from student_client.pace import Pace
 from student_client.records import (
     METRICS_FILE,
     MetricsFile,
     config_digest,
-    load_checkpoint,
     read_metrics,
     read_new_lines,
-    save_checkpoint,
 )
 from student_client.run import StudentRun
-from tests.test_train_run import ALL_LOSSES, losses_of, make_config, row_server, table
+from tests.test_train_run import ALL_LOSSES, load, losses_of, make_config, row_server, save, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,9 +106,9 @@ def test_a_run_that_stopped_in_mid_epoch_goes_on_exactly(
     got = list(first.train_epoch())  # three steps
     epoch = first.train_epoch()
     got += [next(epoch), next(epoch)]
-    save_checkpoint(tmp_path, first.state(), config_digest(config), rank=0)
+    save(first, tmp_path)
     second = StudentRun(config)
-    second.load_state(load_checkpoint(tmp_path, config_digest(config), rank=0))
+    load(second, tmp_path)
     assert second.step == 5
     assert [step["loss"] for step in got] + losses_of(second) == expected
     for run in (whole, first, second):
@@ -151,17 +150,18 @@ def test_a_worker_that_joins_later_keeps_its_own_random_numbers(
     table: Path, row_server: ToyServer, tmp_path: Path
 ) -> None:
     config = silent_config(table, row_server)
-    digest = config_digest(config)
     runs = [StudentRun(config, rank=rank, world_size=2) for rank in range(2)]
-    save_checkpoint(tmp_path, runs[0].state(), digest, rank=0)
+    save(runs[0], tmp_path)  # of one worker
+    checkpoints = [Checkpoints(tmp_path, config_digest(config), rank=rank, world_size=2) for rank in range(2)]
     own = torch.get_rng_state()
-    runs[1].load_state(load_checkpoint(tmp_path, digest, rank=1))
+    runs[1].load_state(checkpoints[1].load() or {})
     assert torch.equal(torch.get_rng_state(), own)
     torch.manual_seed(7)
-    save_checkpoint(tmp_path, runs[1].state(), digest, rank=1)
+    for run, each in zip(runs, checkpoints, strict=True):
+        each.save(1, run.state())
     expected = torch.get_rng_state()
     torch.manual_seed(8)
-    runs[1].load_state(load_checkpoint(tmp_path, digest, rank=1))
+    runs[1].load_state(checkpoints[1].load() or {})
     assert torch.equal(torch.get_rng_state(), expected)
     for run in runs:
         run.close()

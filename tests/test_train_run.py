@@ -11,15 +11,9 @@ import torch
 import yaml
 
 from services.teacher.families import load_teacher
+from student_client.checkpoints import Checkpoints, ResumeError
 from student_client.config import TrainConfig
-from student_client.records import (
-    CONFIG_FILE,
-    ResumeError,
-    config_digest,
-    load_checkpoint,
-    read_new_lines,
-    save_checkpoint,
-)
+from student_client.records import CONFIG_FILE, config_digest, read_new_lines
 from student_client.run import StudentRun
 from student_client.students import build_student
 from student_client.train import check_folder
@@ -90,6 +84,16 @@ def losses_of(run: StudentRun) -> list[float]:
     return values
 
 
+def save(run: StudentRun, folder: Path) -> None:
+    Checkpoints(folder, config_digest(run.config)).save(run.step, run.state())
+
+
+def load(run: StudentRun, folder: Path) -> None:
+    state = Checkpoints(folder, config_digest(run.config)).load()
+    assert state is not None
+    run.load_state(state)
+
+
 def test_a_student_alone_learns_and_reports_what_it_is_worth(table: Path) -> None:
     run = StudentRun(make_config(table, None, epochs=30, optimizer={"lr": 0.02}))
     first, *_, last = losses_of(run)
@@ -142,10 +146,10 @@ def test_a_resumed_run_continues_exactly(table: Path, row_server: ToyServer, tmp
     expected = losses_of(whole)
     first = StudentRun(config)
     got = [step["loss"] for step in first.train_epoch()]
-    save_checkpoint(tmp_path, first.state(), config_digest(config), rank=0)
+    save(first, tmp_path)
     torch.manual_seed(99)  # whatever happened in between must not matter
     second = StudentRun(config)
-    second.load_state(load_checkpoint(tmp_path, config_digest(config), rank=0))
+    load(second, tmp_path)
     got += losses_of(second)
     for run in (whole, first, second):
         run.close()
@@ -155,10 +159,10 @@ def test_a_resumed_run_continues_exactly(table: Path, row_server: ToyServer, tmp
 
 def test_a_checkpoint_of_another_config_is_refused(table: Path, tmp_path: Path) -> None:
     config = make_config(table, None)
-    save_checkpoint(tmp_path, StudentRun(config).state(), config_digest(config), rank=0)
-    other = config_digest(make_config(table, None, batch_size=8))
+    save(StudentRun(config), tmp_path)
+    other = StudentRun(make_config(table, None, batch_size=8))
     with pytest.raises(ResumeError, match="another config"):
-        load_checkpoint(tmp_path, other, rank=0)
+        load(other, tmp_path)
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(table: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from benchmarks.ddp import last_state, worst_difference
 from services.teacher.families import load_teacher
 from student_client.config import TeacherConfig
 from student_client.errors import TeacherUnavailableError
 from student_client.locks import FolderLockedError, folder_lock
-from student_client.records import METRICS_FILE, read_metrics
+from student_client.records import METRICS_FILE, STUDENT_FILE, read_metrics, read_new_lines
 from tests.test_serve import free_port, make_config, table
 from tests.toy_server import ToyServer
 from tests.toy_student import row_config
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from student_client.config import TrainConfig
     from student_client.train import TrainResult
 
 __all__ = ["table"]
@@ -41,22 +49,44 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def trained(table: Path, address: str, name: str, **changes: Any) -> TrainResult:
-    from student_client.train import train  # noqa: PLC0415
-
+def config_of(table: Path, address: str, name: str, **changes: Any) -> TrainConfig:
     # 52 examples to learn from: the last batch of an epoch is smaller and odd.
     options = {"connect_timeout_s": 10, "answer_timeout_s": 10, "deadline_s": 10}
     teacher = {"address": address, "options": options}
-    return train(make_config(table, address, name=name, teacher=teacher, batch_size=15, **changes))
+    return make_config(table, address, name=name, teacher=teacher, batch_size=15, **changes)
+
+
+def trained(table: Path, address: str, name: str, **changes: Any) -> TrainResult:
+    from student_client.train import train  # noqa: PLC0415
+
+    return train(config_of(table, address, name, **changes))
+
+
+def stricken(student: str, marker: Path, at_step: int, **kwargs: Any) -> dict[str, Any]:
+    """A student of `toy_student` that something befalls."""
+    return {
+        "factory": f"tests.toy_student:{student}",
+        "kwargs": {"marker": str(marker), "at_step": at_step, **kwargs},
+    }
 
 
 @pytest.fixture(scope="module")
-def one(address: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """What one worker learns without dropout, which differs between workers."""
-    folder = tmp_path_factory.mktemp("one")
-    path = folder / "table.csv"
+def same_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("same") / "table.csv"
     path.write_text("ids,label\n" + "".join(f"{number % 32},{number % 2}\n" for number in range(64)))
-    return trained(path, address, "one", student=SILENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(address: str, same_table: Path) -> TrainResult:
+    """What one worker learns without dropout, which differs between workers."""
+    return trained(same_table, address, "one", student=SILENT)
+
+
+@pytest.fixture(scope="module")
+def calm(address: str, same_table: Path) -> TrainResult:
+    """What one worker learns that nothing befalls."""
+    return trained(same_table, address, "calm")
 
 
 def test_two_workers_learn_what_one_learns(address: str, table: Path, one: TrainResult) -> None:
@@ -84,31 +114,65 @@ def test_a_stream_teaches_two_workers_what_it_teaches_one(address: str, table: P
     assert worst_difference(last_state(two.folder), last_state(one.folder)) <= 1e-5
 
 
-def test_a_lost_worker_resumes_exactly_from_its_checkpoint(address: str, table: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file  # noqa: PLC0415
+def assert_same_weights(ours: TrainResult, theirs: TrainResult) -> None:
+    weights, expected = (load_file(each.folder / STUDENT_FILE) for each in (ours, theirs))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
+
+def test_a_lost_worker_resumes_exactly_from_its_checkpoint(
+    address: str, table: Path, tmp_path: Path, calm: TrainResult
+) -> None:
     marker = tmp_path / "crashed"
-    crashing = {
-        "factory": "tests.toy_student:CrashingStudent",
-        # Step 10 is in the third of four epochs; the last checkpoint is of step 9.
-        "kwargs": {"marker": str(marker), "at_step": 10},
-    }
-    disturbed = trained(table, address, "crash", student=crashing, checkpoint_every_steps=3)
+    # Step 10 is in the third of four epochs; the last checkpoint is of step 9.
+    crashing = stricken("CrashingStudent", marker, at_step=10)
+    assert_same_weights(trained(table, address, "crash", student=crashing, checkpoint_every_steps=3), calm)
     assert marker.exists()
-    undisturbed = trained(table, address, "calm")
-    ours = load_file(disturbed.folder / "student.safetensors")
-    theirs = load_file(undisturbed.folder / "student.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_costs_the_steps_since_the_one_before(
+    address: str, table: Path, tmp_path: Path, calm: TrainResult
+) -> None:
+    student = stricken("FullDiskStudent", tmp_path / "full", at_step=10)
+    result = trained(table, address, "full", student=student, checkpoint_every_steps=3)
+    assert_same_weights(result, calm)
+    lines, _ = read_new_lines(result.folder / METRICS_FILE, 0)
+    failed, resumed = (line for line in lines if line["kind"] in ("failed", "resumed"))
+    path = result.folder / "checkpoint_000000012" / "state.pt"
+    assert failed["error"] == f"OSError: [Errno 27] File too large: '{path}'"
+    assert (resumed["step"], resumed["passed_over"]) == (9, ["checkpoint_000000012"])
+
+
+def test_a_driver_that_is_killed_in_the_middle_of_a_checkpoint_goes_on_from_the_one_before(
+    address: str, table: Path, tmp_path: Path, calm: TrainResult
+) -> None:
+    from student_client.train import train  # noqa: PLC0415
+
+    config = config_of(
+        table, address, "killed", student=stricken("SlowDiskStudent", tmp_path / "slow", at_step=10)
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    gcs = ray.get_runtime_context().gcs_address
+    with subprocess.Popen(
+        [sys.executable, "-m", "student_client", "train", str(path), "--json"],
+        env={**os.environ, "RAY_ADDRESS": gcs},
+        stdout=subprocess.DEVNULL,
+    ) as driver:
+        deadline_s = time.monotonic() + 120
+        while not (rests := list(config.folder.glob("checkpoint_000000012/.part-*"))):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline_s
+            threading.Event().wait(0.1)
+        driver.kill()
+    assert_same_weights(train(config), calm)
+    assert not any(rest.exists() for rest in rests)
 
 
 def test_an_elastic_run_that_loses_a_worker_learns_what_one_learns(
     address: str, table: Path, tmp_path: Path, one: TrainResult
 ) -> None:
     marker = tmp_path / "crashed"
-    crashing = {
-        "factory": "tests.toy_student:CrashingStudent",
-        "kwargs": {"marker": str(marker), "at_step": 10, "dropout": 0.0},
-    }
+    crashing = stricken("CrashingStudent", marker, at_step=10, dropout=0.0)
     elastic = trained(table, address, "elastic", student=crashing, num_workers=[1, 2])
     assert marker.exists()
     assert worst_difference(last_state(elastic.folder), last_state(one.folder)) <= 1e-5
@@ -118,10 +182,7 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever(
     address: str, table: Path, tmp_path: Path, one: TrainResult
 ) -> None:
     marker = tmp_path / "hung"
-    hanging = {
-        "factory": "tests.toy_student:HangingStudent",
-        "kwargs": {"marker": str(marker), "at_step": 10},
-    }
+    hanging = stricken("HangingStudent", marker, at_step=10, dropout=0.0)
     run = trained(table, address, "hang", student=hanging, num_workers=2, peer_timeout_s=12)
     assert marker.exists()
     assert worst_difference(last_state(run.folder), last_state(one.folder)) <= 1e-5
@@ -130,10 +191,7 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever(
 def test_an_attempt_that_broke_before_its_first_checkpoint_leaves_no_trace_in_the_metrics(
     address: str, table: Path, tmp_path: Path
 ) -> None:
-    crashing = {
-        "factory": "tests.toy_student:CrashingStudent",
-        "kwargs": {"marker": str(tmp_path / "crashed"), "at_step": 3},
-    }
+    crashing = stricken("CrashingStudent", tmp_path / "crashed", at_step=3)
     run = trained(table, address, "early", student=crashing, log_every_steps=1, checkpoint_every_epochs=2)
     lines = read_metrics(run.folder / METRICS_FILE)
     steps = [line["step"] for line in lines if line["kind"] == "steps"]
@@ -145,6 +203,14 @@ def test_more_than_a_fixed_ray_has_is_told_not_waited_for(address: str, table: P
 
     with pytest.raises(ValueError, match="cpus_per_worker: got 9 CPUs in all, expected at most 8"):
         check_resources(make_config(table, address, num_workers=18, batch_size=18))
+
+
+def test_room_for_the_workers_is_waited_for_so_long_and_no_longer(address: str, table: Path) -> None:
+    from student_client.train import TrainError  # noqa: PLC0415
+
+    needs = {"num_workers": 2, "cpus_per_worker": 5, "start_timeout_s": 1, "max_failures": 0}
+    with pytest.raises(TrainError, match=r"timed out after 1\.0 seconds waiting for 2 workers"):
+        trained(table, address, "roomless", **needs)
 
 
 def test_a_teacher_that_leaves_in_mid_run_is_told_as_such_and_the_run_goes_on_later(

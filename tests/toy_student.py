@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -19,9 +20,12 @@ from tests.toy import NUM_IDS
 __all__ = [
     "BrokenStudent",
     "CrashingStudent",
+    "FullDiskStudent",
     "HangingStudent",
     "RowTeacher",
+    "SlowDiskStudent",
     "SlowStudent",
+    "StrickenStudent",
     "ToyStudent",
     "row_config",
 ]
@@ -83,8 +87,8 @@ class ToyStudent(nn.Module):
         return logits
 
 
-class CrashingStudent(ToyStudent):
-    """Ends its process, as a lost machine would, at its n-th training step, once."""
+class StrickenStudent(ToyStudent):
+    """Something befalls its process, once, at its n-th training step."""
 
     def __init__(self, num_classes: int, marker: str, at_step: int, dropout: float = 0.1) -> None:
         super().__init__(num_classes, dropout=dropout)
@@ -93,30 +97,55 @@ class CrashingStudent(ToyStudent):
         self._steps = 0
 
     def forward(self, ids: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.is_meant():
             self._steps += 1
             if self._steps == self._at_step and not self._marker.exists():
                 self._marker.touch()
-                os._exit(1)
+                self.strike()
         return super().forward(ids)
 
+    def is_meant(self) -> bool:
+        """Whether it is this worker's process."""
+        return True
 
-class HangingStudent(ToyStudent):
-    """Hangs the second worker, as a broken network would, at its n-th training step, once."""
+    def strike(self) -> None:
+        """What befalls it."""
+        raise NotImplementedError
 
-    def __init__(self, num_classes: int, marker: str, at_step: int) -> None:
-        super().__init__(num_classes, dropout=0.0)
-        self._marker = Path(marker)
-        self._at_step = at_step
-        self._steps = 0
 
-    def forward(self, ids: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and dist.is_initialized() and dist.get_rank() == 1:
-            self._steps += 1
-            if self._steps == self._at_step and not self._marker.exists():
-                self._marker.touch()
-                threading.Event().wait()
-        return super().forward(ids)
+class CrashingStudent(StrickenStudent):
+    """Ends its process, as a lost machine would."""
+
+    def strike(self) -> None:
+        os._exit(1)
+
+
+class HangingStudent(StrickenStudent):
+    """Hangs the second worker, as a broken network would."""
+
+    def is_meant(self) -> bool:
+        return dist.is_initialized() and dist.get_rank() == 1
+
+    def strike(self) -> None:
+        threading.Event().wait()
+
+
+class FullDiskStudent(StrickenStudent):
+    """Leaves its process no room for files over 8 KiB."""
+
+    def strike(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+
+
+class SlowDiskStudent(StrickenStudent):
+    """Has its process wait for the disk for ever."""
+
+    def strike(self) -> None:
+        os.fsync = self._wait
+
+    @staticmethod
+    def _wait(fd: object) -> None:
+        threading.Event().wait()
 
 
 class BrokenStudent(ToyStudent):

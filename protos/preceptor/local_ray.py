@@ -10,11 +10,13 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,7 @@ __all__ = ["LocalRayError", "RayConnection", "connected_ray"]
 
 _START_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 class LocalRayError(RuntimeError):
@@ -52,6 +55,7 @@ def connected_ray(num_cpus: int = 8, *, jobs: bool = False) -> Iterator[RayConne
 
     Raises:
         LocalRayError: it does not start.
+        ConnectionError: nobody answers at RAY_ADDRESS.
     """
     import ray  # noqa: PLC0415 - heavy, and many who import this don't need it
 
@@ -66,6 +70,8 @@ def connected_ray(num_cpus: int = 8, *, jobs: bool = False) -> Iterator[RayConne
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with contextlib.ExitStack() as stack:
         if not is_own:
+            if not is_there:
+                _require_answer(os.environ["RAY_ADDRESS"])
             context = ray.init(ignore_reinit_error=True, **quiet)
         elif jobs:
             _require_token()
@@ -76,6 +82,19 @@ def connected_ray(num_cpus: int = 8, *, jobs: bool = False) -> Iterator[RayConne
             stack.callback(ray.shutdown)
         dashboard = context.dashboard_url
         yield RayConnection(f"http://{dashboard}" if dashboard else None, is_own)
+
+
+def _require_answer(address: str) -> None:
+    """Makes sure that somebody is at HOST:PORT: Ray would try for a quarter of an hour."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.port is None:
+        return  # "auto", which Ray looks for on this machine
+    try:
+        socket.create_connection((parts.hostname or "", parts.port), _ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"RAY_ADDRESS: got {address}, where no Ray answered within {_ANSWER_TIMEOUT_S:g} s: {error}"
+        ) from None
 
 
 def _require_token() -> None:
@@ -111,7 +130,10 @@ def _head(num_cpus: int) -> Iterator[str]:
                 address: str = json.loads(line)["address"]
             except ValueError:
                 process.kill()
-                raise LocalRayError(f"Ray did not start (it said {line[:200]!r}); see its output") from None
+                raise LocalRayError(
+                    f"Ray did not start within {_START_TIMEOUT_S:g} s, or ended at once (it said "
+                    f"{line[:200]!r}); see its output"
+                ) from None
             yield address
         finally:
             timer.cancel()
