@@ -30,6 +30,7 @@ EDGE = {
     "cli.py",
     "directory_server.py",
     "health.py",
+    "health_cli.py",
     "ingress.py",
     "local.py",
 }
