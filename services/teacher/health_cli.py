@@ -91,7 +91,6 @@ def statuses(
         By port, what `grpc.health.v1` says, or the gRPC status if it says nothing.
     """
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-    from grpc_health.v1.health_pb2_grpc import HealthStub
 
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if server_name is not None:
@@ -106,7 +105,12 @@ def statuses(
                 if credentials is None
                 else grpc.secure_channel(target, credentials, options)
             )
-            calls[port] = HealthStub(channel).Check.future(HealthCheckRequest(), timeout=timeout_s)
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=HealthCheckRequest.SerializeToString,
+                response_deserializer=HealthCheckResponse.FromString,
+            )
+            calls[port] = check.future(HealthCheckRequest(), timeout=timeout_s)
         for port, call in calls.items():
             try:
                 found[port] = HealthCheckResponse.ServingStatus.Name(call.result().status)
