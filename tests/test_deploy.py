@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import helm_python
 import pytest
 import yaml
 
-from services.teacher.config import ServiceConfig
+from services.teacher.config import ServiceConfig, TlsConfig
 from services.teacher.environment import replica_ports, serve_environment
 from student_client.options import parse_address
 from tests.charts import CHARTS, RELEASES, ROOT, manifest, render, rendered, templates_of
+from tests.test_tls import authority, served
+
+if TYPE_CHECKING:
+    from services.teacher.families.base import Teacher
+    from tests.toy_certificates import Authority
+
+__all__ = ["authority"]
 
 TEACHERS = [release for release, (chart, _) in RELEASES.items() if chart == "preceptor"]
 
@@ -167,3 +176,26 @@ def test_the_address_of_the_notes_is_the_directory_then_the_replicas() -> None:
     )
     options = yaml.safe_load(next(line for line in notes.splitlines() if "options:" in line))["options"]
     assert options["tls"]["server_name"] == "shop-head-svc.ml.svc"
+
+
+@pytest.mark.parametrize("release", ["one-gpu", "four-gpus"])
+def test_the_probe_of_a_worker_finds_a_replica_under_tls(
+    release: str, tiny_teacher: Teacher, service_config: ServiceConfig, authority: Authority
+) -> None:
+    cluster = teacher_of(release)["spec"]["rayClusterConfig"]
+    (worker,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    certificate, key = authority.issue("server", "teacher-head-svc.teachers.svc")
+    client_ca = authority.ca_file if release == "four-gpus" else None
+    tls = TlsConfig(certificate=certificate, key=key, client_ca=client_ca)
+    with served(tiny_teacher, service_config, tls) as server:
+        port = server.address.rpartition(":")[2]
+        here = {
+            "python": sys.executable,
+            "41501-41509": f"{port}-{port}",
+            "/etc/preceptor/tls/tls.crt": str(certificate),
+        }
+        command = [here.get(word, word) for word in worker["readinessProbe"]["exec"]["command"]]
+        assert subprocess.run(command, check=False, timeout=60).returncode == 0
+        here["41501-41509"] = "1-3"
+        command = [here.get(word, word) for word in worker["readinessProbe"]["exec"]["command"]]
+        assert subprocess.run(command, check=False, timeout=60).returncode == 1
