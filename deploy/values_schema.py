@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.teacher.config import ServiceConfig
+from services.teacher.config import ScalingConfig, ServiceConfig
 from student_client.config import TrainConfig
 from student_client.fleet_config import FleetConfig
 from student_client.options import ClientOptions
@@ -25,8 +25,20 @@ CHARTS = Path(__file__).parent / "helm"
 OWN_FIELDS: dict[str, dict[type[BaseModel], frozenset[str]]] = {
     "preceptor": {
         ServiceConfig: frozenset(
-            {"host", "port", "tls", "auth", "tenants", "insecure", "num_replicas", "num_cpus", "num_gpus"}
+            {
+                "host",
+                "port",
+                "tls",
+                "auth",
+                "tenants",
+                "insecure",
+                "autoscaling",
+                "num_replicas",
+                "num_cpus",
+                "num_gpus",
+            }
         ),
+        ScalingConfig: frozenset({"max_replicas"}),
     },
     "preceptor-students": {
         TrainConfig: frozenset({"name", "output", "teacher"}),

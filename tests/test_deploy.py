@@ -87,8 +87,9 @@ def test_every_process_of_ray_gets_the_environment_that_the_teacher_needs(releas
         {"teacher": {"config": {"limits": {"max_frame_bytes": 1 << 25}}}},
         {"service": {"port": 65000}, "teacher": {"replicas": 64}},
         {"insecure": True},
+        {"teacher": {"autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 30}}},
     ],
-    ids=["ports", "frames", "many", "insecure"],
+    ids=["ports", "frames", "many", "insecure", "autoscaling"],
 )
 def test_the_environment_follows_the_values(values: dict[str, Any]) -> None:
     service = teacher_of("", **values)
@@ -116,9 +117,13 @@ def test_a_replica_has_a_pod_of_its_own(release: str) -> None:
 
 
 def test_the_autoscaler_moves_between_the_two_and_alone_asks_the_api_server() -> None:
-    cluster = teacher_of("four-gpus")["spec"]["rayClusterConfig"]
+    service = teacher_of("four-gpus")
+    config, cluster = config_of(service), service["spec"]["rayClusterConfig"]
     (workers,) = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
+    assert (config.num_replicas, config.max_replicas) == (1, 4)
+    assert config.autoscaling is not None
+    assert config.autoscaling.target_queue_ms == 1000
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
     assert workers["template"]["spec"]["automountServiceAccountToken"] is False
@@ -189,13 +194,9 @@ def test_the_probe_of_a_worker_finds_a_replica_under_tls(
     tls = TlsConfig(certificate=certificate, key=key, client_ca=client_ca)
     with served(tiny_teacher, service_config, tls) as server:
         port = server.address.rpartition(":")[2]
-        here = {
-            "python": sys.executable,
-            "41501-41509": f"{port}-{port}",
-            "/etc/preceptor/tls/tls.crt": str(certificate),
-        }
+        here = {"python": sys.executable, "/etc/preceptor/tls/tls.crt": str(certificate)}
         command = [here.get(word, word) for word in worker["readinessProbe"]["exec"]["command"]]
-        assert subprocess.run(command, check=False, timeout=60).returncode == 0
-        here["41501-41509"] = "1-3"
-        command = [here.get(word, word) for word in worker["readinessProbe"]["exec"]["command"]]
-        assert subprocess.run(command, check=False, timeout=60).returncode == 1
+        ports = command.index("--any-port") + 1
+        for where, code in ((f"{port}-{port}", 0), ("1-3", 1)):
+            command[ports] = where
+            assert subprocess.run(command, check=False, timeout=60).returncode == code

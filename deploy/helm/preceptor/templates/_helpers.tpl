@@ -62,6 +62,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   "num_replicas" ($teacher.autoscaling.enabled | ternary $teacher.autoscaling.minReplicas $teacher.replicas)
   "num_cpus" $teacher.cpus
   "num_gpus" $teacher.gpus -}}
+{{- with $teacher.autoscaling -}}
+{{- if .enabled -}}
+{{- $_ := set $own "autoscaling" (mergeOverwrite (deepCopy .policy) (dict "max_replicas" .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.insecure -}}
 {{- $_ := set $own "insecure" true -}}
 {{- else -}}
@@ -77,7 +82,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* The ports of which each replica of a pod takes one, FIRST-LAST; there are eight to spare. */}}
 {{- define "preceptor.lastReplicaPort" -}}
 {{- $config := include "preceptor.config" . | fromYaml -}}
-{{- min (add (int64 $config.port) (int64 $config.num_replicas) 8) 65535 -}}
+{{- $most := dig "autoscaling" "max_replicas" $config.num_replicas $config -}}
+{{- min (add (int64 $config.port) (int64 $most) 8) 65535 -}}
 {{- end -}}
 {{- define "preceptor.replicaPorts" -}}
 {{ add1 (int64 .Values.service.port) }}-{{ include "preceptor.lastReplicaPort" . }}
@@ -96,6 +102,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - {name: RAY_SERVE_PORT_QUARANTINE_S, value: "0"}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "0.5"}
 - {name: RAY_SERVE_GRPC_MAX_MESSAGE_SIZE, value: {{ add (int64 ($limits.max_frame_bytes | default 16777216)) 65536 | quote }}}
+- {name: RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
 - {name: RAY_worker_maximum_startup_concurrency, value: "16"}
 - {name: RAY_worker_niceness, value: "0"}
 {{- with .Values.teacher.env }}
