@@ -178,6 +178,7 @@ def test_nobody_is_root_or_gains_rights(release: str) -> None:
         ("preceptor", {"teacher": {"config": {"limits": {"max_frame_bytes": 1}}}}, "max_frame_bytes"),
         ("preceptor", {"teacher": {"config": {"model": {"family": "encodr"}}}}, "model"),
         ("preceptor", {"teacher": {"autoscaling": {"policy": {"target_ms": 1}}}}, "target_ms"),
+        ("preceptor", {"teacher": {"env": [{"name": "PRECEPTOR_HOST", "value": "::"}]}}, "env"),
         ("preceptor", {"teacher": {"gpus": 0.5}}, "gpus"),
         ("preceptor", {"tls": {"certManager": {"enabled": False}}}, "tls"),
         ("preceptor", {"gcsFaultTolerance": {"enabled": True}}, "redisAddress"),
