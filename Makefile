@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format type proto bench clean
+.PHONY: help setup demo test lint format type proto charts bench clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ type: $(READY) ## mypy --strict
 proto: $(READY) ## Generate the stubs anew
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
 	  --grpc_python_out=protos $(STUBS)
+
+charts: $(READY) ## Put the configs' schemas into the charts' anew
+	$(BIN)/python -m deploy.values_schema
 
 bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.parity

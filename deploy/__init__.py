@@ -1,0 +1,1 @@
+"""What the charts are kept in step with our configs by."""
