@@ -26,6 +26,7 @@ __all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_s
 
 _STATUS = re.compile(r"status code (\d{3})")
 _MAX_ERROR_LENGTH = 500
+_ANSWER_TIMEOUT_S = 60.0
 _REFUSALS = range(400, 500)
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -94,15 +95,13 @@ class RayJobs:
     def __init__(self, address: str, settings: JobSettings, configs: Path, *, python: str = "python") -> None:
         if not _is_url(address):
             raise JobServerError(f"address: got {address!r}, expected http://HOST:PORT of a job server")
-        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
-
         self._settings = settings
         self._configs = configs
         for module in ("dashboard_sdk", "job.sdk"):  # they tell of each upload
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         self._python = settings.python or python
         with _errors(f"job server {address}"):
-            self._client = JobSubmissionClient(address)
+            self._client = _client_of(address)
 
     def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
         """See `Jobs`."""
@@ -155,6 +154,17 @@ class RayJobs:
         with _errors(f"job {submission_id}"):
             logs: str = self._client.get_job_logs(submission_id)
         return logs
+
+
+def _client_of(address: str) -> Any:
+    """Returns Ray's client with a deadline for each answer, of which it has none."""
+    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, timeout=_ANSWER_TIMEOUT_S, **kwargs)
+
+    return Client(address)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
+from student_client import fleet_jobs
 from student_client.fleet_config import JobSettings
 from student_client.fleet_jobs import JobRefusedError, JobServerError, RayJobs
 
@@ -54,3 +56,14 @@ def test_only_a_server_that_knows_of_no_such_job_means_that_it_is_gone(
                 jobs.job("job-404")
             assert isinstance(told.value, JobRefusedError) == (status == 400)
         server.shutdown()
+
+
+def test_a_job_server_that_says_nothing_is_waited_for_so_long_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_jobs, "_ANSWER_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(JobServerError, match=f"job server {url}: .*timed out") as told:
+            RayJobs(url, JobSettings(), tmp_path)
+        assert not isinstance(told.value, JobRefusedError)
