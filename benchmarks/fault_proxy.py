@@ -15,9 +15,10 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -28,8 +29,6 @@ __all__ = ["Direction", "Fault", "FaultProxy"]
 _CHUNK_BYTES = 64 << 10
 _PATIENCE_S = 30.0
 _NO_LINGER = struct.pack("ii", 1, 0)
-
-ResultT = TypeVar("ResultT")
 
 
 class Fault(StrEnum):
@@ -106,7 +105,8 @@ class FaultProxy:
 
     Attributes:
         address: HOST:PORT where it listens; it keeps its port when it refuses and heals.
-        num_struck: faults that have struck.
+        carried: bytes that have gone either way.
+        struck_s: when a fault struck last, on `time.monotonic`.
     """
 
     def __init__(self, target: str, port: int = 0, delay_s: float = 0.05) -> None:
@@ -122,7 +122,8 @@ class FaultProxy:
         self._is_slow = False
         self._is_dark = False
         self._struck = threading.Semaphore(0)
-        self.num_struck = 0
+        self.carried = dict.fromkeys(Direction, 0)
+        self.struck_s = 0.0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -168,8 +169,8 @@ class FaultProxy:
         """Ends DELAY, BLACKOUT and REFUSE, and forgets faults that have not struck."""
         self._run(self._heal())
 
-    def _run(self, coroutine: Coroutine[None, None, ResultT]) -> ResultT:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_PATIENCE_S)
+    def _run(self, coroutine: Coroutine[None, None, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_PATIENCE_S)
 
     async def _strike(self, fault: Fault, armed: _Armed | None) -> None:
         if armed is not None:
@@ -200,7 +201,7 @@ class FaultProxy:
             await self._stop_listening()
 
     def _tell(self) -> None:
-        self.num_struck += 1
+        self.struck_s = time.monotonic()
         self._struck.release()
 
     async def _heal(self) -> None:
@@ -262,6 +263,7 @@ class FaultProxy:
         fault = Fault.RESET
         try:
             while chunk := await self._loop.sock_recv(source, _CHUNK_BYTES):
+                self.carried[direction] += len(chunk)
                 if self._is_slow:
                     await asyncio.sleep(self._delay_s)
                 await connection.flows.wait()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from benchmarks.certificates import Authority
 from benchmarks.fault_proxy import Direction, Fault, FaultProxy
 from student_client import ClientOptions, DeadlineExceededError, TeacherTalk, TeacherUnavailableError
 from student_client.options import TlsOptions
 from tests.test_tls import tls_of
 from tests.toy import STUDENT_DIM
-from tests.toy_certificates import Authority
 from tests.toy_server import ToyServer
 
 if TYPE_CHECKING:
