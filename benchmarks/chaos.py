@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from benchmarks.chaos_service import ChaosService
     from benchmarks.chaos_storm import Blow, Wound
 
-__all__ = ["Outcome", "main", "run"]
+__all__ = ["TENANTS", "Outcome", "main", "run"]
 
-_TENANTS = ("search", "support", "billing")
+TENANTS = ("search", "support", "billing")
 _TOTAL_S = 450.0  # what is left of eight minutes is for Ray to end
 _HARD_END_S = 480.0
 _CALM_TIMEOUT_S = 120.0
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults (default: 0)")
     parser.add_argument("--faults", type=int, default=0, help="only the first so many (default: 0, all)")
     options = parser.parse_args()
-    blows = script(options.seed, len(_TENANTS))
+    blows = script(options.seed, len(TENANTS))
     blows = blows[: options.faults] if options.faults else blows
     watchdog = threading.Timer(_HARD_END_S, _give_up)
     watchdog.daemon = True
@@ -135,7 +135,7 @@ def main() -> int:
 def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
     """Trains in the calm and in the storm, and compares."""
     outcome, num_steps = Outcome(len(blows)), STEPS_A_ROUND * len(blows)
-    with chaos_service(folder, _TENANTS) as service:
+    with chaos_service(folder, TENANTS) as service:
         try:
             with _students(service, folder / "calm", clock) as students:
                 _tell(f"{num_steps} steps in the calm")
@@ -163,7 +163,7 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
 def _students(service: ChaosService, folder: Path, clock: Clock) -> Iterator[list[Student]]:
     """Has a student of each tenant while open."""
     students = []
-    for seed, tenant in enumerate(_TENANTS):
+    for seed, tenant in enumerate(TENANTS):
         config = WorkerConfig(
             address=service.address,
             folder=str(folder / tenant),
@@ -200,7 +200,7 @@ def _tell(what: str) -> None:
 
 
 def _print(outcome: Outcome) -> None:
-    table = Table(title=f"{len(outcome.wounds)} of {outcome.planned} faults, {len(_TENANTS)} students")
+    table = Table(title=f"{len(outcome.wounds)} of {outcome.planned} faults, {len(TENANTS)} students")
     for column in ("fault", "times", "recovery p50, s", "p95, s", "longest, s"):
         table.add_column(column, justify="right" if column != "fault" else "left")
     kinds = sorted({each.blow.kind for each in outcome.wounds})

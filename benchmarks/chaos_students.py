@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from benchmarks.chaos_worker import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import IO
 
     from benchmarks.chaos_worker import WorkerConfig
 
@@ -92,8 +93,10 @@ class Student:
         """Ends its process, without a word and wherever it is."""
         process, self._process = self._process, None
         if process is not None:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait(_END_TIMEOUT_S)
+            with contextlib.suppress(BrokenPipeError):
+                _pipe(process.stdin).close()
 
     def grant(self, until: int, *, hold: tuple[int, str] | None = None) -> None:
         """Lets it do its steps until it has done so many; it stops at one point of one step if asked to."""
@@ -120,10 +123,10 @@ class Student:
 
     def _write(self, command: dict[str, Any]) -> None:
         assert self._process is not None  # noqa: S101 - started
-        assert self._process.stdin is not None  # noqa: S101 - a pipe
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
+            pipe = _pipe(self._process.stdin)
+            pipe.write(json.dumps(command) + "\n")
+            pipe.flush()
         except BrokenPipeError:
             raise StudentLostError(f"{self.name}: {self._error or 'its process has ended'}") from None
 
@@ -134,12 +137,12 @@ class Student:
             )
         if not done or self._error is not None:
             self._clock.at_most(timeout_s)  # or there was no time
-            raise StudentLostError(f"{self.name}: {self._error or problem} after {timeout_s:g} s")
+            raise StudentLostError(f"{self.name}: {self._error or f'{problem} after {timeout_s:g} s'}")
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None  # noqa: S101 - a pipe
-        for line in process.stdout:
-            self._take(process, json.loads(line))
+        with _pipe(process.stdout) as lines:
+            for line in lines:
+                self._take(process, json.loads(line))
         self._take(process, {"error": "its process has ended"})
 
     def _take(self, process: subprocess.Popen[str], facts: dict[str, Any]) -> None:
@@ -152,3 +155,8 @@ class Student:
             self._held_at = facts.get("target", self._held_at)
             self._error = self._error or facts.get("error")
             self._changed.notify_all()
+
+
+def _pipe(end: IO[str] | None) -> IO[str]:
+    assert end is not None  # noqa: S101 - asked for
+    return end
