@@ -69,6 +69,7 @@ bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.fleet
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.chaos
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

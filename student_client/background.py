@@ -15,15 +15,17 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from student_client.errors import TeacherError
+from student_client.errors import DeadlineExceededError, TeacherError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from concurrent.futures import Future
 
-__all__ = ["run", "submit"]
+__all__ = ["result_of", "run", "submit"]
 
 ResultT = TypeVar("ResultT")
+
+_PATIENCE_S = 300.0
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -45,9 +47,33 @@ def submit(coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
     return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
 
 
-def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Runs a coroutine on the process's loop and waits for it; not to be called from that loop."""
-    return submit(coroutine).result()
+def run(
+    coroutine: Coroutine[Any, Any, ResultT], what: str = "what runs there", timeout_s: float = _PATIENCE_S
+) -> ResultT:
+    """Runs a coroutine on the process's loop and waits for it; arguments and errors as in `result_of`."""
+    return result_of(submit(coroutine), what, timeout_s)
+
+
+def result_of(future: Future[ResultT], what: str, timeout_s: float) -> ResultT:
+    """Waits for what was submitted, which has a deadline of its own; not to be called from the loop.
+
+    Args:
+        future: as `submit` returned it.
+        what: is waited for, for the message.
+        timeout_s: longer than it takes, unless the loop's thread hangs or is gone.
+
+    Raises:
+        DeadlineExceededError: nothing came.
+    """
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():  # its own
+            raise
+        future.cancel()
+        raise DeadlineExceededError(
+            f"{what}: nothing came of it within {timeout_s:g} s; the conversations' thread hangs"
+        ) from None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -47,11 +47,6 @@ class Backoff:
         self._sleep = sleep
         self._uniform = uniform
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the deadline has passed."""
-        return self._clock() > self._deadline_s
-
     async def pause(self, problem: TeacherError, retry_after_s: float = 0.0) -> None:
         """Waits before the next attempt.
 

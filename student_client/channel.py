@@ -19,11 +19,17 @@ _FRAME_OVERHEAD_BYTES = 64 << 10
 def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
     """Returns a channel of its own to one replica; a shared one would wait out gRPC's reconnect back-off."""
     limit = options.max_frame_bytes + _FRAME_OVERHEAD_BYTES
+    keepalive_ms = max(round(options.keepalive_s * 1000), 1)
     settings: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", limit),
         ("grpc.max_receive_message_length", limit),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
+        # A network that stalls tells nobody; only a question that is not answered shows it.
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),  # of pings of its own, during which gRPC asks no more
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     if options.tls is None:
         return grpc.aio.insecure_channel(target, options=settings)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -42,6 +43,7 @@ __all__ = ["ConversationHandle", "PendingTurn", "TeacherClient"]
 logger = logging.getLogger(__name__)
 
 _MAX_READ_AHEAD = 2  # batches on their way
+_GRACE_S = 30.0  # what a wait may take beyond its deadline on a busy machine
 _NUM_SKIPPED = 16  # batches, after one that was found in the teacher's cache
 
 
@@ -70,17 +72,26 @@ class TeacherClient:
         """Asks what the teacher is and what it accepts.
 
         Raises:
-            TeacherUnavailableError: no replica answered within `connect_timeout_s`.
+            TeacherUnavailableError: no replica answered, each within `connect_timeout_s`, all of them within
+                `deadline_s`.
             AccessError: it does not tell.
             TeacherError: something else is served there.
         """
-        return background.run(self._describe())
+        options = self.options
+        return background.run(self._describe(), f"{self.address}: describe", options.deadline_s + _GRACE_S)
 
     def converse(self, open_frame: pb.Open) -> ConversationHandle:
         """Starts a conversation; its stream is opened with the first turn."""
         return ConversationHandle(self, open_frame)
 
     async def _describe(self) -> pb.DescribeTeacherResponse:
+        try:
+            async with asyncio.timeout(self.options.deadline_s):
+                return await self._first_description()
+        except TimeoutError:
+            raise self._unanswered(f"none within {self.options.deadline_s:g} s") from None
+
+    async def _first_description(self) -> pb.DescribeTeacherResponse:
         problem = ""
         finder = ReplicaFinder(self.replicas, self.options)
         for replica in await finder.find(opens_conversation=False):
@@ -101,8 +112,10 @@ class TeacherClient:
                 return response
             finally:
                 await channel.close()
-        last = with_hint(problem, self.options)
-        raise TeacherUnavailableError(f"no replica of {self.address} answered; the last one: {last}")
+        raise self._unanswered(f"the last one: {with_hint(problem, self.options)}")
+
+    def _unanswered(self, why: str) -> TeacherUnavailableError:
+        return TeacherUnavailableError(f"no replica of {self.address} answered; {why}")
 
 
 class ConversationHandle:
@@ -159,13 +172,13 @@ class ConversationHandle:
             return Turn(frame.turn, pb.ConverseRequest(exchange=frame), codec)
         return Turn(frame.turn, pb.ConverseRequest(observe=frame), codec)
 
-    def wait(self, future: Future[Any]) -> Any:
+    def wait(self, future: Future[Any], what: str = "an answer") -> Any:
         """Waits for an answer and counts the time, if it is not there already."""
         if future.done():
             return future.result()
         start = time.perf_counter()
         try:
-            return future.result()
+            return background.result_of(future, what, self._client.options.deadline_s + _GRACE_S)
         finally:
             waited_s = time.perf_counter() - start
             with self._counting:
@@ -178,7 +191,7 @@ class ConversationHandle:
 
     def close(self) -> None:
         """Ends the conversation."""
-        background.run(self._close())
+        background.run(self._close(), "the end of a conversation", _GRACE_S)
 
     async def _close(self) -> None:
         conversation, self._conversation = self._conversation, None
@@ -232,7 +245,7 @@ class PendingTurn:
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        answer: ForwardAnswer = self._handle.wait(self._future)
+        answer: ForwardAnswer = self._handle.wait(self._future, f"turn {self._turn.number}")
         return answer
 
     def start_backward(self, grad_values: dict[str, Tensor]) -> Future[GradientsAnswer]:
@@ -253,7 +266,7 @@ class PendingTurn:
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        answer: GradientsAnswer = self._handle.wait(future)
+        answer: GradientsAnswer = self._handle.wait(future, f"gradients of turn {self._turn.number}")
         return answer
 
     @property

@@ -69,6 +69,8 @@ class Conversation:
         self._opening = asyncio.Lock()
         self._is_closed = False
         self._finder = ReplicaFinder(_random.sample(replicas, len(replicas)), options)
+        self._addresses = ", ".join(replicas)
+        self._search_problem: TeacherError = self._not_opened("")
         self.num_reconnects = -1  # the first stream is none
 
     async def forward(self, turn: Turn) -> ForwardAnswer:
@@ -77,7 +79,8 @@ class Conversation:
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        return await self._until_answered(turn, lambda stream: stream.forward(turn))
+        what = f"turn {turn.number}"
+        return await self._until_answered(turn, what, lambda stream: stream.forward(turn))
 
     async def backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
         """Sends the gradients of a turn, and the turn itself where it is not known, until answered.
@@ -85,7 +88,8 @@ class Conversation:
         Raises:
             TeacherError: see `student_client.errors`.
         """
-        return await self._until_answered(turn, lambda stream: stream.backward(turn, grad_values))
+        what = f"gradients of turn {turn.number}"
+        return await self._until_answered(turn, what, lambda stream: stream.backward(turn, grad_values))
 
     async def close(self) -> None:
         """Ends all streams; who still waits is told so."""
@@ -119,19 +123,25 @@ class Conversation:
             with contextlib.suppress(StreamLostError, FrameTooLargeError):
                 await stream.push_codec(codec)
 
-    async def _until_answered(self, turn: Turn, attempt: Callable[[Stream], Awaitable[AnswerT]]) -> AnswerT:
+    async def _until_answered(
+        self, turn: Turn, what: str, attempt: Callable[[Stream], Awaitable[AnswerT]]
+    ) -> AnswerT:
         options = self._options
         deadline_s = time.monotonic() + options.deadline_s
         backoff = Backoff(options.initial_backoff_s, options.max_backoff_s, deadline_s)
+        problem: TeacherError = DeadlineExceededError(f"{what}: no answer within {options.deadline_s:g} s")
         while True:
             stream = await self._usable_stream(deadline_s)
             try:
-                return await attempt(stream)
+                async with _until(deadline_s):
+                    return await attempt(stream)
+            except TimeoutError:
+                raise problem from None
             except StreamLostError as error:
                 self._raise_if_final(error)
                 if self._is_closed:
                     raise TeacherUnavailableError(str(error)) from None
-                problem: TeacherError = DeadlineExceededError(f"turn {turn.number}: {error}")
+                problem = DeadlineExceededError(f"turn {turn.number}: {error}")
             except FailedTurnError as error:
                 problem = error_of(error.failed)
                 if error.failed.reason in _REPLAYED:
@@ -150,35 +160,44 @@ class Conversation:
             return self._stream if self._stream is not None and self._stream.usable else None
 
     async def _usable_stream(self, deadline_s: float) -> Stream:
-        """Returns the stream in use, or opens one at the first replica that takes it."""
-        async with self._opening:
-            if self._stream is not None and self._stream.usable:
+        """Returns the stream in use, or opens one at the first replica that takes it.
+
+        Raises:
+            TeacherError: none did by the deadline; says what came of the last attempt.
+        """
+        try:
+            async with _until(deadline_s), self._opening:
+                if self._stream is None or not self._stream.usable:
+                    lost = None if self._stream is None else self._stream.lost
+                    self._search_problem = self._not_opened("" if lost is None else f"; before that, {lost}")
+                    await self._put_aside()
+                    self._stream = await self._search(deadline_s)
+                    self.num_reconnects += 1
                 return self._stream
-            if self._stream is not None:
-                self._retired.append(self._stream)
-                self._stream = None
-            await self._close_retired()
-            backoff = Backoff(
-                self._options.initial_backoff_s,
-                min(self._options.max_backoff_s, _MAX_SEARCH_PAUSE_S),
-                deadline_s,
-            )
-            problem: TeacherError = TeacherUnavailableError("no replica opened a conversation in time")
-            while True:
-                retry_after_s = 0.0
-                for target in await self._finder.find(opens_conversation=True):
-                    if backoff.is_over:  # also if it was spent waiting for another turn's attempts
-                        raise problem
-                    try:
-                        self._stream = await self._open_at(target)
-                    except (StreamLostError, FailedTurnError) as error:
-                        problem = self._problem_of_opening(error)
-                        if isinstance(problem, OverloadedError):
-                            retry_after_s = max(retry_after_s, problem.retry_after_s)
-                    else:
-                        self.num_reconnects += 1
-                        return self._stream
-                await backoff.pause(problem, retry_after_s)
+        except TimeoutError:
+            raise self._search_problem from None
+
+    async def _put_aside(self) -> None:
+        """Lets the stream in use answer what it was asked, if there is one, and no more."""
+        if self._stream is not None:
+            self._retired.append(self._stream)
+            self._stream = None
+        await self._close_retired()
+
+    async def _search(self, deadline_s: float) -> Stream:
+        options = self._options
+        pause_s = min(options.max_backoff_s, _MAX_SEARCH_PAUSE_S)
+        backoff = Backoff(options.initial_backoff_s, pause_s, deadline_s)
+        while True:
+            retry_after_s = 0.0
+            for target in await self._finder.find(opens_conversation=True):
+                try:
+                    return await self._open_at(target)
+                except (StreamLostError, FailedTurnError) as error:
+                    self._search_problem = problem = self._problem_of_opening(error)
+                    if isinstance(problem, OverloadedError):
+                        retry_after_s = max(retry_after_s, problem.retry_after_s)
+            await backoff.pause(self._search_problem, retry_after_s)
 
     async def _open_at(self, target: str) -> Stream:
         self._raise_if_closed()
@@ -202,12 +221,14 @@ class Conversation:
         """Returns the error to raise once the deadline has passed; raises what can't get better."""
         if isinstance(error, StreamLostError):
             self._raise_if_final(error)
-            last = with_hint(str(error), self._options)
-            return TeacherUnavailableError(f"no replica opened a conversation in time; the last one: {last}")
+            return self._not_opened(f"; the last one: {with_hint(str(error), self._options)}")
         problem = error_of(error.failed)
         if not isinstance(problem, OverloadedError | TeacherUnavailableError):
             raise problem
         return problem
+
+    def _not_opened(self, why: str) -> TeacherError:
+        return TeacherUnavailableError(f"{self._addresses}: no replica opened a conversation in time{why}")
 
     def _raise_if_closed(self) -> None:
         if self._is_closed:
@@ -218,6 +239,11 @@ class Conversation:
         _raise(self._finder.refusal(error.code, str(error)))
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in str(error):
             raise FrameTooLargeError(str(error)) from None
+
+
+def _until(deadline_s: float) -> asyncio.Timeout:
+    """Ends what is done in it at a time on `time.monotonic`."""
+    return asyncio.timeout(deadline_s - time.monotonic())
 
 
 def _raise(error: TeacherError | None) -> None:

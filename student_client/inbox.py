@@ -6,7 +6,8 @@ Hands every frame of a teacher to the future that waits for it. Lives on one eve
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from preceptor import wire
 from student_client.credit import Credit
@@ -14,10 +15,14 @@ from student_client.errors import TeacherError, error_of
 from student_client.turns import ForwardAnswer, GradientsAnswer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from preceptor.v1 import teacher_pb2 as pb
     from preceptor.v1 import tensor_pb2 as tensors
 
-__all__ = ["FailedTurnError", "Inbox"]
+__all__ = ["FailedTurnError", "Inbox", "awaited"]
+
+AnswerT = TypeVar("AnswerT")
 
 
 class FailedTurnError(Exception):
@@ -142,6 +147,16 @@ class Inbox:
             future = future or self._backwards.get(failed.turn)
             if future is not None:
                 _reject(future, FailedTurnError(failed))
+
+
+@contextlib.contextmanager
+def awaited(future: asyncio.Future[AnswerT]) -> Iterator[asyncio.Future[AnswerT]]:
+    """Ends the wait for a future however the block ends, also before anybody looked at what it got."""
+    try:
+        yield future
+    finally:
+        if not future.cancel() and not future.cancelled():
+            future.exception()
 
 
 def _gradients_answer(parts: list[pb.Gradients]) -> GradientsAnswer:

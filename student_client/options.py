@@ -55,6 +55,12 @@ class ClientOptions(BaseModel):
     deadline_s: float = Field(default=180.0, gt=0, description="For one turn with all its retries.")
     initial_backoff_s: float = Field(default=0.1, gt=0, description="First pause between attempts.")
     max_backoff_s: float = Field(default=2.0, gt=0, description="Longest pause between attempts.")
+    keepalive_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="Seconds without a word from a replica after which it is asked whether it is there; as "
+        "many without an answer, and the stream is lost. Services bear no less than 1.",
+    )
     max_frame_bytes: int = Field(default=64 * 2**20, ge=4096, description="Largest frame that is received.")
     token_file: Path | None = Field(
         default=None, description="The file with the team's token; null: PRECEPTOR_TOKEN, if that is set."

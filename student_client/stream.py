@@ -20,10 +20,10 @@ from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.channel import open_channel
 from student_client.credentials import metadata_of
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
-from student_client.inbox import Inbox
+from student_client.inbox import Inbox, awaited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
     from torch import Tensor
 
@@ -54,7 +54,12 @@ class StreamLostError(Exception):
 
 
 class Stream:
-    """The student's end of one stream; `start` it before anything else, `close` it at the end."""
+    """The student's end of one stream; `start` it before anything else, `close` it at the end.
+
+    Attributes:
+        target: HOST:PORT of the replica.
+        lost: why the stream broke, if it did.
+    """
 
     def __init__(self, target: str, options: ClientOptions) -> None:
         self.target = target
@@ -69,7 +74,7 @@ class Stream:
         self._window = asyncio.Semaphore(1)
         self._max_frame_bytes = options.max_frame_bytes
         self._gradient_type = WireType.FLOAT32
-        self._lost: StreamLostError | None = None
+        self.lost: StreamLostError | None = None
 
     async def start(self, open_frame: pb.Open) -> pb.Opened:
         """Opens the conversation at this replica.
@@ -88,6 +93,9 @@ class Stream:
                 opened = await self._inbox.opened
         except TimeoutError:
             raise self._lose(f"no answer to open within {self._options.connect_timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            self._lose("nobody waits for it any more")  # so that it is closed without a word
+            raise
         self._gradient_type = Compression.from_proto(open_frame.compression).gradient
         self._window = asyncio.Semaphore(opened.limits.max_turns_in_flight)
         self._known_turns = deque(maxlen=opened.limits.max_retained_turns)
@@ -97,7 +105,7 @@ class Stream:
     @property
     def usable(self) -> bool:
         """Whether new turns may be sent here."""
-        return self._lost is None and not self._inbox.draining
+        return self.lost is None and not self._inbox.draining
 
     @property
     def num_pending(self) -> int:
@@ -114,7 +122,7 @@ class Stream:
         """
         self._check_size(turn.frame)
         async with self._window:
-            with _awaited(self._inbox.expect_forward(turn.number)) as future:
+            with awaited(self._inbox.expect_forward(turn.number)) as future:
                 answer = await self._ask(turn.frame, turn.codec, future, f"turn {turn.number}")
         self._known_turns.append(turn.number)
         return answer
@@ -131,11 +139,11 @@ class Stream:
         frame = pb.ConverseRequest(backward=pb.Backward(turn=turn.number, gradients=gradients))
         self._check_size(frame)
         async with self._window:
-            with _awaited(self._inbox.expect_gradients(turn.number)) as future:
+            with awaited(self._inbox.expect_gradients(turn.number)) as future:
                 return await self._ask(frame, None, future, f"gradients of turn {turn.number}")
 
     async def read_ahead(self, turn: Turn) -> ForwardAnswer | None:
-        """Sends an Observe that reads ahead and waits for it; returns None if there is no room now.
+        """Sends an Observe that reads ahead and waits for it; returns None if there is no room or no answer.
 
         Turns that somebody waits for come first: it takes no place and no credit that would have to be waited
         for, and does not give the replica up if there is no answer.
@@ -147,10 +155,13 @@ class Stream:
         if self._window.locked() or not self._inbox.credit.covers(turn.frame.ByteSize()):
             return None
         async with self._window:
-            with _awaited(self._inbox.expect_forward(turn.number)) as future:
+            with awaited(self._inbox.expect_forward(turn.number)) as future:
                 async with self._in_time(f"no room for turn {turn.number}, read ahead,"):
                     await self._send(turn.frame, None)
-                return await future
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._options.answer_timeout_s):
+                        return await future
+        return None
 
     async def push_codec(self, codec: CodecSnapshot) -> None:
         """Sends a version of the codec before a turn needs it, if the replica was sent an earlier one.
@@ -178,19 +189,22 @@ class Stream:
     async def close(self) -> None:
         """Ends the stream; whoever still waits is told that it is lost."""
         self._inbox.credit.close(StreamLostError(f"{self.target}: closed by the student"))
-        if self._lost is None and self._call is not None:
-            with contextlib.suppress(StreamLostError, grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    async with self._writing:
+        try:
+            if self.lost is None and self._call is not None:
+                with contextlib.suppress(
+                    StreamLostError, grpc.RpcError, asyncio.InvalidStateError, TimeoutError
+                ):
+                    async with asyncio.timeout(_CLOSE_TIMEOUT_S), self._writing:
                         await self._write_free(pb.ConverseRequest(close=pb.Close()))
-                    await self._call.done_writing()
-        self._lose("closed by the student")
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
-        if self._call is not None:
-            self._call.cancel()
-        await self._channel.close()
+                        await self._call.done_writing()
+        finally:  # whoever closes it may have been stopped
+            self._lose("closed by the student")
+            if self._reader is not None:
+                self._reader.cancel()
+                await asyncio.wait([self._reader], timeout=_CLOSE_TIMEOUT_S)
+            if self._call is not None:
+                self._call.cancel()
+            await self._channel.close()
 
     async def _ask(
         self,
@@ -199,19 +213,22 @@ class Stream:
         future: asyncio.Future[AnswerT],
         what: str,
     ) -> AnswerT:
-        """Sends a frame and waits for its answer, not longer than `answer_timeout_s` for both together."""
+        """Sends a frame and waits for its answer."""
         async with self._in_time(f"no answer to {what}"):
             await self._send(frame, codec)
             return await future
 
     @contextlib.asynccontextmanager
     async def _in_time(self, problem: str) -> AsyncIterator[None]:
-        """Gives the stream up, with this problem, if the block takes longer than `answer_timeout_s`."""
+        """Gives the stream up after `answer_timeout_s`, or if it is stopped: a codec may be sent in part."""
         try:
             async with asyncio.timeout(self._options.answer_timeout_s):
                 yield
         except TimeoutError:
             raise self._lose(f"{problem} within {self._options.answer_timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            self._lose(f"{problem} before the turn's deadline")
+            raise
 
     async def _send(self, frame: pb.ConverseRequest, codec: CodecSnapshot | None) -> None:
         """Writes a frame, after the codec it needs if the replica does not hold it; nothing comes between."""
@@ -236,8 +253,8 @@ class Stream:
             await self._write_free(frame)
 
     async def _write_free(self, frame: pb.ConverseRequest) -> None:
-        if self._lost is not None:
-            raise StreamLostError(str(self._lost), self._lost.code)
+        if self.lost is not None:
+            raise StreamLostError(str(self.lost), self.lost.code)
         try:
             await self._call.write(frame)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
@@ -266,20 +283,10 @@ class Stream:
 
     def _lose(self, cause: str, code: grpc.StatusCode | None = None) -> StreamLostError:
         """Marks the stream as lost, once, tells everybody who waits, and returns the error."""
-        if self._lost is None:
-            self._lost = StreamLostError(f"{self.target}: {cause}", code)
-            self._inbox.fail_all(self._lost)
-        return StreamLostError(str(self._lost), self._lost.code)
-
-
-@contextlib.contextmanager
-def _awaited(future: asyncio.Future[AnswerT]) -> Iterator[asyncio.Future[AnswerT]]:
-    """Ends the wait for a future however the block ends, also before anybody looked at what it got."""
-    try:
-        yield future
-    finally:
-        if not future.cancel() and not future.cancelled():
-            future.exception()
+        if self.lost is None:
+            self.lost = StreamLostError(f"{self.target}: {cause}", code)
+            self._inbox.fail_all(self.lost)
+        return StreamLostError(str(self.lost), self.lost.code)
 
 
 def _cause(error: BaseException) -> tuple[str, grpc.StatusCode | None]:

@@ -50,6 +50,8 @@ __all__ = ["Stream", "load_streams"]
 
 _NUM_AHEAD = 2  # batches that are prepared before they are asked for
 _PUT_POLL_S = 0.2
+_BATCH_TIMEOUT_S = 1800.0
+_END_TIMEOUT_S = 30.0
 
 
 def load_streams(config: DataConfig, student: StudentConfig | None) -> Splits:
@@ -210,10 +212,19 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     thread = threading.Thread(target=work, name="prepare-batches", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
+        while (item := _next_of(ready)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         ended.set()
-        thread.join()
+        thread.join(_END_TIMEOUT_S)
+
+
+def _next_of(ready: queue.Queue[Batch | BaseException | None]) -> Batch | BaseException | None:
+    try:
+        return ready.get(timeout=_BATCH_TIMEOUT_S)
+    except queue.Empty:
+        raise DataError(
+            f"data.stream: got no batch within {_BATCH_TIMEOUT_S:g} s; does Ray have CPUs left to read with?"
+        ) from None

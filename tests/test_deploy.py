@@ -17,8 +17,8 @@ from tests.charts import CHARTS, RELEASES, ROOT, manifest, render, rendered, tem
 from tests.test_tls import authority, served
 
 if TYPE_CHECKING:
+    from benchmarks.certificates import Authority
     from services.teacher.families.base import Teacher
-    from tests.toy_certificates import Authority
 
 __all__ = ["authority"]
 

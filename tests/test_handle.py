@@ -125,6 +125,13 @@ def test_waits_of_several_threads_all_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert handle.waiting_s == 2.0
 
 
+def test_a_wait_ends_also_where_the_conversations_thread_hangs() -> None:
+    never: Future[None] = Future()
+    with pytest.raises(DeadlineExceededError, match=r"turn 7: nothing came of it within 0\.01 s"):
+        background.result_of(never, "turn 7", 0.01)
+    assert never.cancelled()
+
+
 def test_codec_versions_count_changes_of_content() -> None:
     versions = CodecVersions()
     parameters = {"weight": torch.ones(2), "bias": torch.zeros(2)}

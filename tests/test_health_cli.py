@@ -18,9 +18,9 @@ from tests.test_tls import authority, served, tls_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.certificates import Authority
     from services.teacher.config import ServiceConfig
     from services.teacher.families.base import Teacher
-    from tests.toy_certificates import Authority
     from tests.toy_server import ToyServer
 
 __all__ = ["authority"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,6 +52,23 @@ def test_a_loaded_engine_runs_and_computes_in_the_configs_type(tmp_path: Path) -
     other = load_engine(toy_config(tmp_path))
     assert other.teacher.facts.dtype is torch.float32
     other.stop()
+
+
+def test_once_an_engine_is_loaded_no_codec_makes_it_import_anything(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(toy_config(tmp_path).model_dump_json())
+    code = (
+        "import os, pathlib, sys\n"
+        "from preceptor.codec import CodecSpec, TeacherCodec\n"
+        "from services.teacher.config import ServiceConfig\n"
+        "from services.teacher.loading import load_engine\n"
+        "load_engine(ServiceConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text()))\n"
+        "before = set(sys.modules)\n"
+        "TeacherCodec.shapes(CodecSpec(kind='two_layer', message_len=2, hidden_dim=3), 8)\n"
+        "assert set(sys.modules) == before, sorted(set(sys.modules) - before)[:5]\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.certificates import Authority
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.tenants import Tenant, Tenants, new_key
 from student_client import AccessError, ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
@@ -19,7 +20,6 @@ from student_client.credentials import credentials_of
 from student_client.options import TlsOptions
 from tests.test_serve import free_port
 from tests.test_tls import tls_of
-from tests.toy_certificates import Authority
 from tests.toy_frames import opening
 from tests.toy_service import listeners
 from tests.toy_student import row_config

@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 
+from student_client import streaming
 from student_client.data import Batch, DataError, ExampleSource, load_splits
 from student_client.data_config import DataConfig
 from tests.test_data import ROWS, write_images, write_rows
@@ -108,6 +109,22 @@ def test_a_stream_that_is_left_early_ends_its_thread(folder: Path) -> None:
     assert next(batches).labels.shape == (4,)
     batches.close()  # type: ignore[attr-defined]
     assert "prepare-batches" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_stream_that_brings_nothing_is_waited_for_so_long_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streaming, "_BATCH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(streaming, "_END_TIMEOUT_S", 0.05)
+    ended = threading.Event()
+
+    def hang() -> Iterator[Batch]:
+        ended.wait()
+        yield from ()
+
+    with pytest.raises(DataError, match=r"no batch within 0\.05 s; does Ray have CPUs"):
+        next(streaming._ahead(hang()))
+    ended.set()
 
 
 def test_a_wrong_stream_is_told_by_file_and_value(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 import torch
 
+from benchmarks.certificates import Authority
 from preceptor.terms import ObservationKind, Reading
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
@@ -19,7 +20,6 @@ from tests.test_tenant_access import guarded
 from tests.test_tenant_file import file, invoke
 from tests.test_tls import HASTE, authority, knock, served, tls_of
 from tests.toy import STUDENT_DIM
-from tests.toy_certificates import Authority
 from tests.toy_frames import (
     backward,
     codec_state,

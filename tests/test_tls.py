@@ -11,6 +11,7 @@ import grpc
 import pytest
 import torch
 
+from benchmarks.certificates import Authority
 from services.teacher.certificates import CertificateFiles
 from services.teacher.config import ServiceConfig, TlsConfig
 from services.teacher.local import address_of
@@ -19,7 +20,6 @@ from student_client.config import TeacherConfig, TrainConfig
 from student_client.options import TlsOptions
 from tests.local_talk import gradients_of, loss_of
 from tests.toy import STUDENT_DIM
-from tests.toy_certificates import Authority
 from tests.toy_server import ToyServer
 
 if TYPE_CHECKING:

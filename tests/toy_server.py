@@ -95,12 +95,20 @@ class ToyServer:
     """A teacher on a loopback port; `start` it, then `kill` and `start` it as often as needed.
 
     `grpc_limit` is what gRPC itself takes, in bytes a frame; by default what the config's limits promise.
+    `keepalive_s` is how often it asks students whether they are there, and how soon they have to answer.
     """
 
-    def __init__(self, teacher: Teacher, config: ServiceConfig, grpc_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: ServiceConfig,
+        grpc_limit: int | None = None,
+        keepalive_s: float | None = None,
+    ) -> None:
         self.teacher = teacher
         self.config = config
         self._grpc_limit = grpc_limit or config.limits.max_frame_bytes + _FRAME_OVERHEAD_BYTES
+        self._keepalive = [] if keepalive_s is None else _keepalive(round(keepalive_s * 1000))
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="toy-server", daemon=True)
@@ -162,12 +170,23 @@ class ToyServer:
                 ("grpc.max_send_message_length", limit),
                 ("grpc.so_reuseport", 0),
                 *CONNECTION_OPTIONS,
+                *self._keepalive,
             ]
         )
         add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
         add_health_to_server(self.servicer, self._server)
         self.port = add_port(self._server, f"127.0.0.1:{self.port}", self.config.tls)
         await self._server.start()
+
+
+def _keepalive(period_ms: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", period_ms),
+        ("grpc.keepalive_timeout_ms", period_ms),
+        ("grpc.http2.ping_timeout_ms", period_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10),
+    ]
 
 
 class RawStudent:

@@ -59,8 +59,9 @@ def load_frozen(config: ServiceConfig) -> Teacher:
 
 def build_engine(teacher: Teacher, config: ServiceConfig, gate: Gate | None = None) -> Engine:
     """Returns an engine that serves many tenants, not started yet."""
-    # The first use of torch's meta device imports for seconds; no student shall wait for that.
-    TeacherCodec.shapes(CodecSpec(), teacher.facts.hidden_size)
+    # torch's meta device imports for seconds when it first draws numbers; no student shall wait for that, nor
+    # all others for the event loop on which a conversation is opened.
+    TeacherCodec.shapes(CodecSpec(kind="two_layer", message_len=1, hidden_dim=1), teacher.facts.hidden_size)
     graphs = GraphStore(config.engine.max_retained_bytes)
     if config.engine.compile_backend is not None:
         teacher.compile(config.engine.compile_backend)

@@ -1,4 +1,4 @@
-"""Certificates for tests: authorities that last a day, and what they sign."""
+"""Certificates for tests and benchmarks: authorities that last a day, and what they sign."""
 
 from __future__ import annotations
 
