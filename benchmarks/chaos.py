@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos_service import chaos_service
-from benchmarks.chaos_storm import STEPS_A_ROUND, Storm, script
+from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, Storm, script
 from benchmarks.chaos_students import Clock, Student, StudentLostError, TimeIsUpError
 from benchmarks.chaos_worker import WorkerConfig
 from benchmarks.ddp import worst_difference
@@ -207,6 +207,7 @@ def _print(outcome: Outcome) -> None:
     for kind in kinds:
         _add_row(table, outcome, kind, [kind])
     table.add_section()
+    _add_row(table, outcome, "loss of one or all replicas", REPLICAS)
     _add_row(table, outcome, "all", kinds)
     console = Console()
     console.print(table)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from benchmarks.chaos_students import Clock, Student
     from benchmarks.fault_proxy import FaultProxy
 
-__all__ = ["STEPS_A_ROUND", "Blow", "Storm", "Wound", "script"]
+__all__ = ["REPLICAS", "STEPS_A_ROUND", "Blow", "Storm", "Wound", "script"]
 
+REPLICAS = ("replica", "all replicas")  # the kinds that cost a student its replica
 STEPS_A_ROUND = 3
 _HELD_TIMEOUT_S = 60.0
 _STEPS_TIMEOUT_S = 90.0
@@ -46,7 +47,7 @@ class Blow:
     """One planned fault.
 
     Attributes:
-        kind: a process of `PROCESSES`, "student", or a fault of the network.
+        kind: a process of `PROCESSES`, "all replicas", "student", or a fault of the network.
         point: of the victim's step.
         victim: the number of the student that is watched.
     """
@@ -73,6 +74,7 @@ def script(seed: int, num_students: int) -> list[Blow]:
     """Returns the storm: the same kinds and points for every seed, in another order and for other victims."""
     points = tuple(_HOLDS)
     pairs = [("replica", point) for point in points] * 2
+    pairs += [("all replicas", point) for point in points[:2]]
     pairs += [(fault, point) for fault in (Fault.CUT, Fault.RESET, Fault.STALL) for point in points]
     pairs += [(fault, point) for fault in (Fault.DUPLICATE, Fault.TRUNCATE) for point in points[1:]]
     pairs += [(fault, point) for fault in (Fault.DELAY, Fault.BLACKOUT, Fault.REFUSE) for point in points[:2]]
@@ -116,7 +118,7 @@ class Storm:
     def _round(self, number: int, blow: Blow) -> float:
         victim = self._students[blow.victim]
         first, until = number * STEPS_A_ROUND, (number + 1) * STEPS_A_ROUND
-        if blow.kind == "replica":  # two at once would be another storm
+        if blow.kind in REPLICAS:  # from those that are there
             self._service.await_whole(self._clock.at_most(_WHOLE_TIMEOUT_S))
         for student in self._students:
             is_victim = student is victim
@@ -139,8 +141,9 @@ class Storm:
             victim.start()
             victim.grant(until)
             return struck_s
-        if blow.kind in PROCESSES:
-            for process in self._service.processes(blow.kind):
+        kind = "replica" if blow.kind == "all replicas" else blow.kind
+        if kind in PROCESSES:
+            for process in self._service.processes(kind):
                 _send(process, signal.SIGKILL)
             struck_s = time.monotonic()
             victim.go_on()

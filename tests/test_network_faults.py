@@ -274,3 +274,14 @@ def test_a_turn_has_its_deadline_also_where_an_answer_would_have_longer(
         secure_server.queue.gate.set()
     again = talk(states_of(0))
     assert torch.equal(again.decoded, heard.decoded)
+
+
+def test_a_server_that_wants_no_pings_costs_a_reconnect_and_no_more(
+    server: ToyServer, connect: Callable[..., TeacherTalk]
+) -> None:
+    talk = connect(server.address, options=HASTY.model_copy(update={"keepalive_s": 0.1}), deterministic=True)
+    before = talk(states_of(0)).decoded
+    stream = talk.conversation._conversation._stream  # type: ignore[union-attr]
+    server.wait_until(lambda: stream is not None and not stream.usable)
+    assert "Too many pings" in str(stream.lost)  # type: ignore[union-attr]
+    assert torch.equal(talk(states_of(0)).decoded, before)
