@@ -70,6 +70,9 @@ bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.autoscale
+	$(BIN)/python -m benchmarks.rolling
+	$(BIN)/python -m benchmarks.capacity
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

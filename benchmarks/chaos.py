@@ -33,14 +33,12 @@ from rich.table import Table
 
 from benchmarks.chaos_service import chaos_service
 from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, Storm, script
-from benchmarks.chaos_students import Clock, Student, StudentLostError, TimeIsUpError
-from benchmarks.chaos_worker import WorkerConfig
+from benchmarks.chaos_students import Clock, StudentLostError, TimeIsUpError, students_of
 from benchmarks.ddp import worst_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from benchmarks.chaos_service import ChaosService
     from benchmarks.chaos_storm import Blow, Wound
 
 __all__ = ["TENANTS", "Outcome", "main", "run"]
@@ -137,7 +135,7 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
     outcome, num_steps = Outcome(len(blows)), STEPS_A_ROUND * len(blows)
     with chaos_service(folder, TENANTS) as service:
         try:
-            with _students(service, folder / "calm", clock) as students:
+            with students_of(service, folder / "calm", clock, TENANTS) as students:
                 _tell(f"{num_steps} steps in the calm")
                 for student in students:
                     student.grant(num_steps)
@@ -145,7 +143,7 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
                     student.await_step(num_steps, _CALM_TIMEOUT_S)
             expected = [student.result() for student in students]
             _tell(f"{len(blows)} faults")
-            with _students(service, folder / "storm", clock) as students:
+            with students_of(service, folder / "storm", clock, TENANTS) as students:
                 try:
                     Storm(service, students, clock).run(blows, outcome.wounds)
                 finally:
@@ -157,28 +155,6 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
         except TimeIsUpError:
             outcome.problem = f"time was up after {len(outcome.wounds)} faults"
     return outcome
-
-
-@contextlib.contextmanager
-def _students(service: ChaosService, folder: Path, clock: Clock) -> Iterator[list[Student]]:
-    """Has a student of each tenant while open."""
-    students = []
-    for seed, tenant in enumerate(TENANTS):
-        config = WorkerConfig(
-            address=service.address,
-            folder=str(folder / tenant),
-            token_file=str(service.tokens[tenant]),
-            ca_file=str(service.ca_file),
-            seed=seed,
-        )
-        students.append(Student(tenant, config, clock))
-    try:
-        for student in students:
-            student.start()
-        yield students
-    finally:
-        for student in students:
-            student.kill()
 
 
 def _steps_of(saved: dict[str, Any]) -> int:

@@ -13,15 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.chaos_worker import checkpoint_of
+from benchmarks.chaos_worker import WorkerConfig, checkpoint_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from typing import IO
 
-    from benchmarks.chaos_worker import WorkerConfig
+    from benchmarks.chaos_service import ChaosService
 
-__all__ = ["Clock", "Student", "StudentLostError", "TimeIsUpError"]
+__all__ = ["Clock", "Student", "StudentLostError", "TimeIsUpError", "students_of"]
 
 _END_TIMEOUT_S = 10.0
 _ENVIRONMENT = {"GRPC_VERBOSITY": "NONE", "OMP_NUM_THREADS": "1"}  # gRPC would tell of what is broken
@@ -160,3 +160,27 @@ class Student:
 def _pipe(end: IO[str] | None) -> IO[str]:
     assert end is not None  # noqa: S101 - asked for
     return end
+
+
+@contextlib.contextmanager
+def students_of(
+    service: ChaosService, folder: Path, clock: Clock, tenants: Sequence[str]
+) -> Iterator[list[Student]]:
+    """Has a student of each tenant while open."""
+    students = []
+    for seed, tenant in enumerate(tenants):
+        config = WorkerConfig(
+            address=service.address,
+            folder=str(folder / tenant),
+            token_file=str(service.tokens[tenant]),
+            ca_file=str(service.ca_file),
+            seed=seed,
+        )
+        students.append(Student(tenant, config, clock))
+    try:
+        for student in students:
+            student.start()
+        yield students
+    finally:
+        for student in students:
+            student.kill()

@@ -5,12 +5,13 @@
 Four students train, a step each 0.3 s at most, against two replicas on Ray Serve. Meanwhile the service gets
 another config, and then another version of the teacher's code with the same weights: each time Serve starts
 new replicas, and the old ones ask their students to move and drain. Then the same students do the same number
-of steps with nothing changed. Everything is deterministic, so the weights must be the same. Prints a table and, as its
-last line, one JSON object; exits with 1 if a turn was lost or a weight differs.
+of steps with nothing changed. Everything is deterministic, so the weights must be the same. Prints a table
+and, as its last line, one JSON object; exits with 1 if a turn was lost or a weight differs.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -69,7 +70,7 @@ class _Upgrade:
         pauses = [0.0]
         for student in students:
             times = [at_s for at_s in student.answers_s if self.begin_s <= at_s <= self.end_s + _AFTER_S]
-            pauses += [after - before for before, after in zip(times, times[1:], strict=False)]
+            pauses += [after - before for before, after in itertools.pairwise(times)]
         return max(pauses)
 
 

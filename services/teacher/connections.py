@@ -14,6 +14,7 @@ _MAX_STREAMS = 512  # of one connection; a student needs one or two, a proxy of 
 CONNECTION_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", _PING_AFTER_MS),
     ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),  # of pings of its own, during which gRPC asks no more
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
     ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
