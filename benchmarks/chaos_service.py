@@ -120,6 +120,7 @@ def chaos_service(folder: Path, tenants: tuple[str, ...]) -> Iterator[ChaosServi
             "num_replicas": _NUM_REPLICAS,
             "num_cpus": 0.5,
             "tls": TlsConfig(certificate=certificate, key=key),
+            "auth": "tokens",
             "tenants": folder / "tenants.yaml",
             "audit_log": folder / "audit.jsonl",
         }
