@@ -13,8 +13,9 @@ from services.teacher.engine import Engine
 from services.teacher.errors import Status
 from services.teacher.fifo import FifoQueue
 from services.teacher.graphs import GraphStore
+from services.teacher.kept import Account, KeptBytes
 from services.teacher.teaching import Teaching
-from services.teacher.turns import KeptBytes, KeptTurn, TurnShelf
+from services.teacher.turns import KeptTurn, TurnShelf
 from tests.toy import WatchedTeacher
 from tests.toy_frames import (
     Desk,
@@ -78,23 +79,50 @@ def test_a_shelf_keeps_at_least_the_newest_turn(engine: Engine) -> None:
     assert shelf.find(2) is not None
 
 
-def test_shelves_that_keep_too_much_together_keep_one_turn_each(engine: Engine) -> None:
+def test_past_the_replicas_limit_those_above_their_part_keep_less_and_others_all(engine: Engine) -> None:
     turn = _turn(engine, 1)
     kept = KeptBytes(max_bytes=10**6)
-    first, second = (TurnShelf(10, 10**6, lambda _: None, kept) for _ in range(2))
-    for number in (1, 2):
-        first.put(number, KeptTurn(turn, b"", 10))
-        second.put(number, KeptTurn(turn, b"", 10))
-    assert kept.num_bytes == first.num_bytes + second.num_bytes
-    kept.max_bytes = kept.num_bytes
-    second.put(3, KeptTurn(turn, b"", 10))
-    assert [second.find(number) is not None for number in (1, 2, 3)] == [False, True, True]
-    assert first.find(1) is not None  # it is asked for nothing as long as it takes nothing
-    kept.max_bytes = 0
-    first.put(3, KeptTurn(turn, b"", 10))
-    assert [first.find(number) is not None for number in (1, 2, 3)] == [False, False, True]
-    second.clear()
-    first.clear()
+    greedy, modest = (TurnShelf(10, 10**6, lambda _: None, Account(kept, lambda n=n: n)) for n in "ab")  # type: ignore[misc]
+    for number in range(1, 6):
+        greedy.put(number, KeptTurn(turn, b"", 10))
+    modest.put(1, KeptTurn(turn, b"", 10))
+    assert kept.num_bytes == greedy.num_bytes + modest.num_bytes
+    kept.max_bytes = kept.num_bytes - 1
+    modest.put(2, KeptTurn(turn, b"", 10))
+    assert modest.find(1) is not None  # it has less than half
+    assert greedy.find(1) is not None  # it is asked for nothing as long as it takes nothing
+    greedy.put(6, KeptTurn(turn, b"", 10))
+    assert [greedy.find(number) is not None for number in (1, 6)] == [False, True]
+    assert kept.num_bytes <= kept.max_bytes
+    greedy.clear()
+    modest.clear()
+    assert kept.num_bytes == 0
+
+
+def test_codecs_count_among_what_a_replica_keeps_until_their_conversation_is_over(engine: Engine) -> None:
+    kept = KeptBytes(max_bytes=10**9)
+
+    class CountedDesk(Desk):
+        pass
+
+    CountedDesk.kept = kept
+    state = codec_state()
+    codec_bytes = sum(tensor.nbytes for tensor in state.values())
+    with CountedDesk(engine) as desk:
+        desk.ask(opening())
+        first, *_ = names = list(state)
+        desk.say(set_codec(1, {first: state[first]}, complete=False))
+        assert 0 < kept.num_bytes < codec_bytes * 2
+        desk.say(set_codec(1, {name: state[name] for name in names[1:]}))
+        assert kept.num_bytes == codec_bytes
+        for version in (2, 3):
+            desk.say(set_codec(version, codec_state(seed=version)))
+        assert kept.num_bytes == 2 * codec_bytes  # as many versions as are held
+        kept.max_bytes = 1
+        failed = desk.ask(set_codec(4, codec_state(seed=4))).failed
+        assert (failed.reason, failed.codec_version) == (pb.REASON_OVERLOADED, 4)
+        assert failed.retry_after_ms > 0
+        desk.conversation.give_up()
     assert kept.num_bytes == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.teacher.errors import OverloadedError
 from services.teacher.retries import RetryLines
-from tests.toy_queue import IdleTeacher
+from tests.toy_queue import PASS_S, IdleTeacher
 
 
 def test_those_who_are_refused_come_back_one_after_another() -> None:
@@ -45,3 +45,11 @@ def test_a_tenants_line_is_as_fast_as_its_share() -> None:
             waits.append(caught.value.retry_after_s)
         steps[tenant] = waits[1] - waits[0]
     assert steps["poor"] == pytest.approx(3 * steps["rich"])
+
+
+def test_the_first_pass_tells_the_rate() -> None:
+    teacher = IdleTeacher(max_queued_tokens=1000)
+    teacher.come(teacher.turn("a", 100))
+    teacher.compute()
+    assert teacher.queue._tokens_per_s == pytest.approx(100 / PASS_S)
+    assert teacher.queue._pass_s == pytest.approx(PASS_S)

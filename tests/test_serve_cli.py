@@ -96,7 +96,7 @@ def test_a_taken_port_is_told_before_anything_is_started(tmp_path: Path) -> None
         taken.listen()
         port = str(taken.getsockname()[1])
         result = subprocess.run(
-            [PRECEPTOR, "serve", "--port", port],
+            [PRECEPTOR, "serve", "--auth", "none", "--port", port],
             capture_output=True,
             text=True,
             check=False,

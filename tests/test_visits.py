@@ -23,7 +23,7 @@ from student_client import OverloadedError as ToldOverloadedError
 from tests.test_tenant_access import guarded, options_of
 from tests.test_tenant_file import file, invoke
 from tests.toy import STUDENT_DIM
-from tests.toy_frames import MESSAGE_DIM, backward, codec_state, exchange, opening, set_codec
+from tests.toy_frames import MESSAGE_DIM, backward, close, codec_state, exchange, opening, set_codec
 from tests.toy_server import RawStudent, ToyServer
 
 if TYPE_CHECKING:
@@ -165,6 +165,32 @@ def test_a_quota_holds_for_gradients_that_are_asked_for_again(guarded: ToyServer
         assert guarded.queue.num_admitted == num_admitted
 
 
+def test_a_quota_does_not_pay_for_what_the_queue_refuses(
+    guarded: ToyServer, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = invoke("add", file, "modest", "--tokens-per-s", 1.2, "--max-queued-tokens", 4)  # twelve at once
+    with (
+        caplog.at_level(logging.INFO),
+        RawStudent(guarded.address, metadata=[("authorization", f"Bearer {token}")]) as student,
+    ):
+        student.ask(opening())
+        guarded.queue.gate.clear()
+        student.send(set_codec(), exchange(1))
+        guarded.queue.await_arrivals()
+        guarded.wait_until(lambda: guarded.queue.num_queued_tokens == 0)  # the engine has it
+        student.send(exchange(2))
+        guarded.queue.await_arrivals()
+        for turn in range(3, 9):
+            assert "tokens of modest more than" in student.ask(exchange(turn)).failed.message
+        guarded.queue.gate.set()
+        assert [student.receive().reply.turn for _ in range(2)] == [1, 2]
+        assert student.ask(exchange(9)).reply.turn == 9  # the last four of twelve
+        student.send(close())
+        student.rest()
+    (line,) = (line for line in written(caplog) if line["event"] == "closed")
+    assert (line["turns"], line["tokens"]) == (3, 12)
+
+
 def test_a_revoked_student_who_reads_nothing_is_cut_off(
     guarded: ToyServer, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +199,9 @@ def test_a_revoked_student_who_reads_nothing_is_cut_off(
     with RawStudent(guarded.address, metadata=[("authorization", f"Bearer {token}")]) as student:
         student.send(*deaf_frames())
         visits = guarded.servicer._visits
-        guarded.wait_until(lambda: any(visit.conversation.tally.turns == 24 for visit in visits.values()))
+        guarded.wait_until(
+            lambda: any(visit.conversation.tally.bytes > 24 * 786_000 for visit in visits.values())
+        )
         invoke("revoke", file, "deaf")
         start_s = time.monotonic()
         guarded.wait_until(lambda: not visits)

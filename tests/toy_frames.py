@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from preceptor.v1 import tensor_pb2 as tensors
     from services.teacher.engine import Engine
+    from services.teacher.kept import KeptBytes
 
 __all__ = [
     "MESSAGE_DIM",
@@ -154,6 +155,7 @@ class Desk:
     """A conversation without gRPC: frames in, answers out."""
 
     name = "desk"
+    kept: KeptBytes | None = None
 
     def __init__(self, engine: Engine, **limits: int) -> None:
         self._runner = asyncio.Runner()
@@ -164,6 +166,7 @@ class Desk:
             limits=LimitsConfig(**limits),
             default_split_layer=1,
             send=self._answers.append,
+            kept=self.kept,
         )
 
     def __enter__(self) -> Self:

@@ -64,7 +64,7 @@ def desired_replicas(
     delay_s = sum(queue_s) / len(queue_s)
     if delay_s > target_queue_s:
         return math.ceil(num_replicas * min(delay_s / target_queue_s, _MAX_GROWTH))
-    is_calm = delay_s <= _CALM_QUEUE * target_queue_s
+    is_calm = delay_s <= _CALM_QUEUE * target_queue_s and len(busy_shares) >= num_replicas
     if num_replicas > 1 and is_calm and sum(busy_shares) <= _CALM_SHARE * (num_replicas - 1):
         return num_replicas - 1
     return num_replicas

@@ -20,7 +20,7 @@ from services.teacher.families.base import UnsupportedError
 from services.teacher.work import ExchangeTurn, ObserveTurn, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -35,11 +35,42 @@ __all__ = [
     "check_exchange",
     "check_observe",
     "check_tokens",
+    "check_turn",
     "requested_kinds",
 ]
 
 # Far more than any teacher reads: a few bytes on the wire are a tensor, which takes hundreds in memory.
 _MAX_INPUT_TENSORS = 1024
+
+
+def check_turn(
+    frame: pb.Exchange | pb.Observe,
+    codec_of: Callable[[int], TeacherCodec],
+    agreement: Agreement,
+    teacher: Teacher,
+    limits: LimitsConfig,
+) -> Turn:
+    """Returns the turn of a frame, ready to be computed.
+
+    Args:
+        frame: an Exchange or Observe.
+        codec_of: returns a version of the conversation's codec.
+        agreement: of its conversation.
+        teacher: the frozen teacher.
+        limits: what is accepted.
+
+    Raises:
+        TurnError: it can't be served.
+    """
+    turn: Turn
+    if isinstance(frame, pb.Exchange):
+        turn = check_exchange(frame, codec_of(frame.codec_version), agreement, teacher, limits)
+    else:
+        needs_codec = not frame.ahead and any(kind.needs_codec for kind in requested_kinds(frame))
+        codec = codec_of(frame.codec_version) if needs_codec else None
+        turn = check_observe(frame, codec, agreement, teacher, limits)
+    check_tokens(turn, limits)
+    return turn
 
 
 def check_exchange(

@@ -8,6 +8,7 @@ gRPC nor Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
@@ -28,17 +29,18 @@ from services.teacher.errors import (
     internal_failure,
 )
 from services.teacher.handover import Handover
+from services.teacher.kept import Account
 from services.teacher.tally import Tally
 from services.teacher.turns import KeptTurn, TurnShelf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from services.teacher.agreement import Agreement
     from services.teacher.config import LimitsConfig
     from services.teacher.engine import Engine
-    from services.teacher.turns import KeptBytes
+    from services.teacher.kept import KeptBytes
     from services.teacher.work import ForwardResult, GradientsResult, Turn
 
 __all__ = ["Conversation"]
@@ -58,7 +60,8 @@ class Conversation:
         default_split_layer: the talking layer of students who name none.
         send: takes the answers, on the event loop.
         tenant: whose it is, where that is known; None: whose it says it is.
-        charge: called with the tokens of each turn before it is computed (again); may refuse it.
+        charge: called with the tokens of each turn before it is computed (again); may refuse it. Called with
+            them negated if it is refused after that.
         kept: what all conversations keep together; None: this one alone.
 
     Attributes:
@@ -89,8 +92,9 @@ class Conversation:
         self._agreement: Agreement | None = None
         self._compression = Compression()
         self._credit = CreditLine(limits.credit_bytes)
-        self._codecs = CodecShelf(max_bytes=8 * limits.max_codec_parameters)
-        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.forget, kept)
+        account = Account(kept, lambda: self.tenant)
+        self._codecs = CodecShelf(8 * limits.max_codec_parameters, account)
+        self._turns = TurnShelf(limits.max_retained_turns, limits.max_kept_bytes, engine.forget, account)
         self._pending: set[Future[ForwardResult] | Future[GradientsResult]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -150,6 +154,7 @@ class Conversation:
         for future in list(self._pending):
             future.cancel()
         self._turns.clear()
+        self._codecs.clear()
         self._engine.gone(self.conversation_id)
 
     def _receive(self, content: object, cost: int) -> bool:
@@ -202,28 +207,18 @@ class Conversation:
         digest = hashlib.sha256(frame.SerializeToString(deterministic=True)).digest()
         kept = self._turns.find(frame.turn)
         if kept is None:
-            turn = self._check(frame, agreement)
-            checks.check_tokens(turn, self._limits)
+            turn = checks.check_turn(frame, self._codecs.get, agreement, self._engine.teacher, self._limits)
             kept = KeptTurn(turn, digest, frame.ByteSize())
         elif kept.digest != digest:
             raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
         self._check_room()
-        self._pay(kept.turn)
-        self.tally.turns += 1
         number, answered = frame.turn, kept
-        future = self._engine.forward(kept.turn)
+        with self._paying(kept.turn):
+            future = self._engine.forward(kept.turn)
+        self.tally.turns += 1
         if not (isinstance(frame, pb.Observe) and frame.ahead):  # nothing can follow it
             self._turns.put(number, kept)
         self._await(number, future, lambda result: self._answer_forward(number, answered, result), cost)
-
-    def _check(self, frame: pb.Exchange | pb.Observe, agreement: Agreement) -> Turn:
-        teacher, limits = self._engine.teacher, self._limits
-        if isinstance(frame, pb.Exchange):
-            codec = self._codecs.get(frame.codec_version)
-            return checks.check_exchange(frame, codec, agreement, teacher, limits)
-        needs_codec = not frame.ahead and any(kind.needs_codec for kind in checks.requested_kinds(frame))
-        codec_or_none = self._codecs.get(frame.codec_version) if needs_codec else None
-        return checks.check_observe(frame, codec_or_none, agreement, teacher, limits)
 
     def _backward(self, frame: pb.Backward, cost: int) -> None:
         self._agreed()
@@ -235,14 +230,21 @@ class Conversation:
         gradients = checks.check_backward(frame, kept.turn, kept.shapes)
         self._check_room()
         number, turn = frame.turn, kept.turn
-        if kept.had_gradients:  # the first are in the turn's price; others are computed anew
-            self._pay(turn)
-        future = self._engine.backward(turn, gradients)
+        # The first gradients are in the turn's price; others are computed anew.
+        with self._paying(turn) if kept.had_gradients else contextlib.nullcontext():
+            future = self._engine.backward(turn, gradients)
         kept.had_gradients = True
         self._await(number, future, lambda result: self._answer_backward(number, turn, result, cost), cost)
 
-    def _pay(self, turn: Turn) -> None:
+    @contextlib.contextmanager
+    def _paying(self, turn: Turn) -> Iterator[None]:
+        """Has a turn paid for, unless it is not taken."""
         self._charge(turn.num_tokens)
+        try:
+            yield
+        except OverloadedError:
+            self._charge(-turn.num_tokens)
+            raise
         self.tally.tokens += turn.num_tokens
 
     def _check_room(self) -> None:

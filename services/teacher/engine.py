@@ -167,6 +167,7 @@ class Engine:
         while (batch := self._queue.next_batch()) is not None:
             works = [work for work in batch if work.future.set_running_or_notify_cancel()]
             start = self._clock()
+            self._meter.started()
             self._compute(works)
             # On CUDA it is finished once its results, which are on their way, have arrived.
             finish = partial(self._finish, batch, start)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ class Gate:
         self._looked_s = clock()
         self._blind_since_s: float | None = None
         self._looking = asyncio.Lock()
+        self._reading = threading.Lock()
 
     async def look(self) -> None:
         """Reads the file again if it has changed, on a thread: a long one would hold up the event loop."""
@@ -145,21 +147,26 @@ class Gate:
         if not at_once and 0 <= now_s - self._looked_s < _REFRESH_S:
             return
         self._looked_s = now_s
+        with self._reading:
+            self._read(now_s)
+
+    def _read(self, now_s: float) -> None:
+        stamp = None  # a file that is away, or closed to us, is looked at again as it is
         try:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return
-            self._stamp = stamp  # whatever is in it is looked at once
-            self._take(Tenants.load(self._path).tenants)
+            tenants = Tenants.load(self._path).tenants
         except Exception as error:  # noqa: BLE001 - whatever is in the file, nobody else is disturbed
-            if isinstance(error, OSError):
-                self._stamp = None  # it may come back, or be opened to us, as it is
+            self._stamp = None if isinstance(error, OSError) else stamp
             if self._blind_since_s is None:
                 self._blind_since_s = now_s
                 logger.error("the tenants stay what they were: %s: %s", self._path, type(error).__name__)  # noqa: TRY400
             return
+        self._take(tenants)
+        self._stamp = stamp  # the last: who sees it may rely on the tenants
         self._blind_since_s = None
-        logger.info("the tenants were read anew: %d", len(self._tenants))
+        logger.info("the tenants were read anew: %d", len(tenants))
 
     def _has_changed(self) -> bool:
         try:

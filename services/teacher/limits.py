@@ -29,7 +29,8 @@ class LimitsConfig(BaseModel):
     max_replica_kept_bytes: int = Field(
         default=8 * 2**30,
         ge=0,
-        description="Bytes of turns and codecs kept, a replica; past it each conversation keeps one turn.",
+        description="Bytes of turns and codecs kept, a replica; past it tenants with more than an equal part "
+        "of it keep less.",
     )
     max_codec_parameters: int = Field(default=16 * 10**6, ge=1, description="Parameters of a codec.")
     max_queued_tokens: int = Field(

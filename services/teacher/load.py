@@ -22,8 +22,7 @@ class Load:
 
     Attributes:
         queued_tokens: rows x positions that wait.
-        tokens_per_s: rows x positions that it computes in a second of computation; 0 if it has computed
-            nothing for a while.
+        tokens_per_s: rows x positions that it last computed in a second of computation; 0: none yet.
         busy_share: the share of the last seconds that it spent computing, 0 to 1.
         retained_bytes: of graphs that wait for their gradients.
     """
@@ -52,13 +51,26 @@ class LoadMeter:
         self._window_s = window_s
         self._start_s = clock()
         self._computed: deque[tuple[float, float, int]] = deque()  # its end, seconds, tokens
+        self._running: deque[float] = deque()  # when passes that are under way began
+        self._tokens_per_s = 0.0
         self._lock = threading.Lock()
+
+    def started(self) -> None:
+        """Notes that a pass begins; they end in this order."""
+        with self._lock:
+            self._running.append(self._clock())
 
     def computed(self, seconds: float, num_tokens: int) -> None:
         """Notes a pass that has just ended."""
         with self._lock:
+            if self._running:
+                self._running.popleft()
             self._computed.append((self._clock(), seconds, num_tokens))
             self._forget()
+            spent_s = sum(seconds for _, seconds, _ in self._computed)
+            tokens = sum(num_tokens for *_, num_tokens in self._computed)
+            if tokens and spent_s > 0:
+                self._tokens_per_s = tokens / spent_s
 
     def load(self, queued_tokens: int, retained_bytes: int) -> Load:
         """Returns the load, with what waits and what is kept now."""
@@ -67,11 +79,12 @@ class LoadMeter:
             now_s = self._clock()
             begin_s = max(now_s - self._window_s, self._start_s)
             busy_s = sum(min(seconds, end_s - begin_s) for end_s, seconds, _ in self._computed)
-            tokens = sum(num_tokens for *_, num_tokens in self._computed)
-            spent_s = sum(seconds for _, seconds, _ in self._computed)
+            if self._running:
+                busy_s += now_s - max(self._running[0], begin_s)
+            tokens_per_s = self._tokens_per_s
         return Load(
             queued_tokens=queued_tokens,
-            tokens_per_s=tokens / spent_s if spent_s > 0 else 0.0,
+            tokens_per_s=tokens_per_s,
             busy_share=min(busy_s / max(now_s - begin_s, 1e-6), 1.0),
             retained_bytes=retained_bytes,
         )

@@ -31,7 +31,7 @@ class Quotas:
 
         Args:
             tenant: whose.
-            num_tokens: rows x positions of a turn.
+            num_tokens: rows x positions of a turn; negative: given back.
             tokens_per_s: what the bucket fills with.
 
         Raises:

@@ -149,8 +149,9 @@ class FairQueue:
             if num_tokens == 0:
                 return
             rate = num_tokens / max(seconds, 1e-6)
-            self._pass_s += _SMOOTHING * (seconds - self._pass_s)
-            self._tokens_per_s += _SMOOTHING * (rate - self._tokens_per_s)
+            share = _SMOOTHING if self._tokens_per_s else 1.0
+            self._pass_s += share * (seconds - self._pass_s)
+            self._tokens_per_s += share * (rate - self._tokens_per_s)
 
     def gone(self, conversation: str) -> None:
         """Learns that a conversation is over."""

@@ -28,10 +28,10 @@ from services.teacher.errors import (
 )
 from services.teacher.gate import AccessDeniedError, gate_of
 from services.teacher.health import answer_check
+from services.teacher.kept import KeptBytes
 from services.teacher.outbox import Outbox
 from services.teacher.quota import Quotas
 from services.teacher.reading import FirstFrames, end_by
-from services.teacher.turns import KeptBytes
 from services.teacher.visit import End, Visit, notice_of
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ class TeacherServicer:
         try:
             async with reading:
                 self._readings.add(reading)
+                if self._closes_at_s is not None:
+                    end_by(reading, self._closes_at_s)
                 async for frame in request_stream:
                     visit.heard(clock())
                     conversation.receive(frame)

@@ -6,6 +6,9 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from services.teacher.codecs import num_bytes_of
+from services.teacher.kept import Account
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from preceptor.codec import TeacherCodec
     from services.teacher.work import Turn
 
-__all__ = ["KeptBytes", "KeptTurn", "TurnShelf"]
+__all__ = ["KeptTurn", "TurnShelf"]
 
 
 @dataclass(eq=False)
@@ -36,24 +39,6 @@ class KeptTurn:
     had_gradients: bool = False
 
 
-@dataclass
-class KeptBytes:
-    """What all shelves of a replica keep together.
-
-    Attributes:
-        max_bytes: beyond which each keeps as little as it can.
-        num_bytes: what they keep now.
-    """
-
-    max_bytes: int
-    num_bytes: int = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is more than they should."""
-        return self.num_bytes > self.max_bytes
-
-
 class TurnShelf:
     """Turns by number, the oldest dropped beyond a count or a number of bytes.
 
@@ -64,7 +49,7 @@ class TurnShelf:
         max_turns: how many are kept.
         max_bytes: how many bytes are kept; at least one turn always is.
         drop: told of each turn that goes, so that its graph can go too.
-        kept: what is kept by all shelves; None: by this one alone.
+        account: counts the bytes with those of others; None: nobody does.
     """
 
     def __init__(
@@ -72,9 +57,9 @@ class TurnShelf:
         max_turns: int,
         max_bytes: int,
         drop: Callable[[Turn], object],
-        kept: KeptBytes | None = None,
+        account: Account | None = None,
     ) -> None:
-        self._all = kept or KeptBytes(max_bytes)
+        self._account = account or Account()
         self._max_turns = max_turns
         self._max_bytes = max_bytes
         self._drop = drop
@@ -96,7 +81,7 @@ class TurnShelf:
 
     @property
     def _is_full(self) -> bool:
-        return self._num_bytes > self._max_bytes or self._all.is_full
+        return self._num_bytes > self._max_bytes or self._account.is_over
 
     def find(self, number: int) -> KeptTurn | None:
         """Returns a turn, or None if it is not kept."""
@@ -119,7 +104,7 @@ class TurnShelf:
         if turn.codec is not None:
             self._codecs[turn.codec] += 1
             if self._codecs[turn.codec] == 1:
-                self._add(_codec_bytes(turn.codec))
+                self._add(num_bytes_of(turn.codec))
 
     def _uncount(self, turn: Turn) -> None:
         self._add(-turn.held_bytes)
@@ -127,12 +112,8 @@ class TurnShelf:
             self._codecs[turn.codec] -= 1
             if self._codecs[turn.codec] == 0:
                 del self._codecs[turn.codec]
-                self._add(-_codec_bytes(turn.codec))
+                self._add(-num_bytes_of(turn.codec))
 
     def _add(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
-        self._all.num_bytes += num_bytes
-
-
-def _codec_bytes(codec: TeacherCodec) -> int:
-    return sum(parameter.nbytes for parameter in codec.parameters())
+        self._account.add(num_bytes)
