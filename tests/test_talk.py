@@ -116,7 +116,8 @@ def test_a_large_batch_travels_in_several_turns_and_gives_the_same(
     heard = talk(states, mask=mask, inputs=inputs)
     assert len(heard.receipts) > 2
     expected = local_talk(talk, tiny_teacher, states, mask=mask, inputs=inputs)
-    _compare(talk, heard, expected, states, target, mask)
+    # The codec's gradients are added up turn by turn, in another order.
+    _compare(talk, heard, expected, states, target, mask, tolerance=10 * FLOAT32)
 
 
 def test_a_student_without_positions_talks_too(
