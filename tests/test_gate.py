@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ import pytest
 from services.teacher.access import admit
 from services.teacher.gate import AccessDeniedError, Gate
 from services.teacher.tenants import Tenant, Tenants, new_key
-from tests.test_tenant_file import bearer, file
+from tests.test_tenant_file import Clock, bearer, file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["file"]
@@ -113,3 +115,65 @@ def test_a_look_that_is_given_up_leaves_the_next_one_right(
             gate.admit(bearer(token))
 
     asyncio.run(run())
+
+
+def test_what_is_wrong_with_the_file_is_logged_and_when_nobody_is_let_in_any_more(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token, key = new_key("a")
+    Tenants(tenants={"a": Tenant(keys=(key,))}).save(file)
+    clock = Clock()
+    gate = Gate(file, clock=clock)
+    good = file.read_text()
+    file.write_text(good.replace("weight: 1.0", "weight: .inf"))
+    for _ in range(3):
+        asyncio.run(gate.look())
+    file.unlink()
+    for _ in range(3):
+        asyncio.run(gate.look())
+    reasons = [each.getMessage() for each in caplog.records]
+    assert len(reasons) == 2
+    assert "then nobody is let in" in reasons[0]
+    assert "tenants.a.weight: Input should be" in reasons[0]
+    assert "No such file" in reasons[1]
+    assert not any(value in caplog.text for value in (key.salt, key.digest))
+    clock.now_s += 400
+    for _ in range(3):
+        asyncio.run(gate.look())
+    assert [each.getMessage() for each in caplog.records[2:]] == [
+        f"nobody is let in any more, until the tenants can be read: {file}"
+    ]
+    file.write_text(good)
+    asyncio.run(gate.look())
+    assert not gate.is_blind
+    assert gate.admit(bearer(token)).tenant == "a"
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_team_that_is_removed_while_it_is_let_in_is_let_in_or_not(file: Path, moment: int) -> None:
+    token, key = new_key("a")
+    Tenants(tenants={"a": Tenant(keys=(key,))}).save(file)
+    moments: Iterator[int] = iter(())
+
+    def clock() -> float:
+        if next(moments, -1) == moment:
+            Tenants(tenants={}).save(file)
+            other = threading.Thread(target=lambda: asyncio.run(gate.look()))
+            other.start()
+            other.join()
+        return 1e9
+
+    gate = Gate(file, clock=clock)
+    moments = iter(range(5))
+    with contextlib.suppress(AccessDeniedError):
+        assert gate.admit(bearer(token)).tenant == "a"
+
+
+def test_a_team_that_may_not_talk_here_is_named_where_it_is_refused(file: Path) -> None:
+    token, key = new_key("a")
+    Tenants(tenants={"a": Tenant(keys=(key,), teachers=("other",))}).save(file)
+    gate = Gate(file, "minilm")
+    for shown, tenant in ((token, "a"), (f"{token}x", "")):
+        with pytest.raises(AccessDeniedError) as told:
+            gate.admit(bearer(shown))
+        assert told.value.tenant == tenant

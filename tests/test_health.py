@@ -12,14 +12,16 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from services.teacher.config import ServiceConfig
 from services.teacher.directory_server import DirectoryDeployment
+from services.teacher.tenants import Tenants
 from tests.test_directory import report
 from tests.test_serve import free_port
 from tests.test_tenant_access import guarded
-from tests.test_tenant_file import file
+from tests.test_tenant_file import Clock, file
 from tests.toy_service import NOT_SERVING, SERVING, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.toy_server import ToyServer
 
@@ -50,6 +52,34 @@ def test_a_probe_needs_no_token_and_can_hold_nothing_open(guarded: ToyServer) ->
         stub: Any = HealthStub(channel)
         watch = stub.Watch(HealthCheckRequest(), timeout=10)
         assert watch.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_replica_that_lets_nobody_in_does_not_serve(guarded: ToyServer, file: Path) -> None:
+    gate, clock = guarded.gate, Clock()
+    assert gate is not None
+    gate._clock = clock
+    file.unlink()
+    assert status_of(guarded.address) == SERVING
+    clock.now_s += 400
+    assert status_of(guarded.address) == NOT_SERVING
+    Tenants(tenants={}).save(file)
+    assert status_of(guarded.address) == SERVING
+
+
+def test_a_directory_that_lets_nobody_in_does_not_serve(file: Path) -> None:
+    Tenants(tenants={}).save(file)
+    deployment, clock = DirectoryDeployment(ServiceConfig(tenants=file, port=free_port())), Clock()
+    assert deployment._gate is not None
+    deployment._gate._clock = clock
+
+    def status() -> int:
+        return asyncio.run(deployment.Check(HealthCheckRequest(), None)).status
+
+    deployment._directory.report(report("a"))
+    file.unlink()
+    assert status() == SERVING
+    clock.now_s += 400
+    assert status() == NOT_SERVING
 
 
 def test_the_directory_serves_once_it_knows_of_a_replica() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from preceptor.settings import problems
 from services.teacher.config import (
     DecoderConfig,
     EncoderConfig,
@@ -114,8 +116,11 @@ def test_how_turns_share_the_teacher_is_read_from_the_file(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "fragment"),
     [
-        ({}, "tenants: got none, expected a file of `preceptor tenant`, or `auth: none` where only this"),
-        ({"tenants": "t.yaml", "auth": "none"}, "tenants: got a file with `auth: none`, expected"),
+        ({}, "tenants: got none, expected a file of `preceptor tenant`, or `auth: none`: whoever is on this"),
+        (
+            {"tenants": "t.yaml", "auth": "none"},
+            "tenants: got a file, and `auth: none`; expected one of them",
+        ),
         ({"auth": "none", "host": "10.0.0.1", "insecure": True}, "auth: got none for host 10.0.0.1, which"),
         (
             {"auth": "none", "host": "::", "tls": {"certificate": "a", "key": "b"}},
@@ -134,6 +139,26 @@ def test_nobody_talks_without_a_token_unless_the_operator_says_so(
     with pytest.raises(ValueError, match=re.escape(fragment)):
         ServiceConfig.model_validate(fields)
     assert ServiceConfig(tenants=Path("t.yaml"), host="10.0.0.1", insecure=True).auth == "tokens"
+
+
+@pytest.mark.parametrize("auth", ["none", "tokens"])
+def test_who_serves_other_machines_without_tokens_is_told_what_helps_and_nothing_else(auth: str) -> None:
+    with pytest.raises(ValidationError) as told:
+        ServiceConfig.model_validate({"host": "10.0.0.1", "auth": auth})
+    said = problems(told.value)
+    assert said.startswith(("auth: got none for host 10.0.0.1", "tenants: got none"))
+    assert "expected a file of `preceptor tenant`" in said
+    assert "insecure" not in said
+    assert "`auth: none`" not in said
+
+
+def test_what_is_wrong_is_told_without_the_validators_own_words() -> None:
+    with pytest.raises(ValidationError) as told:
+        ServiceConfig.model_validate({"limits": {"credit_bytes": 2**14}, "host": ""})
+    assert [each.partition(" got ")[0] for each in problems(told.value).split("; ")] == [
+        "host:",
+        "limits: credit_bytes:",
+    ]
 
 
 def test_a_config_can_not_be_changed() -> None:

@@ -104,7 +104,7 @@ def test_a_rotated_token_ends_after_a_while_and_a_revoked_one_at_once(file: Path
     invoke("revoke", file, "support")
     with pytest.raises(AccessDeniedError):
         gate.admit(bearer(third))
-    assert gate.admit(bearer(invoke("add", file, "support"))).tenant == "support"
+    assert gate.admit(bearer(invoke("rotate", file, "support"))).tenant == "support"
 
 
 def test_a_team_expires(file: Path) -> None:
@@ -186,6 +186,7 @@ def test_a_changed_file_stays_where_and_whose_it_is(file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     assert len(Tenants.load(file).tenants["support"].keys) == 2
     assert not list(file.parent.glob(".tenants.yaml.*.part"))
+    assert [each.name for each in file.parent.glob(".*.lock")] == [".tenants.yaml.lock"]  # one for both names
 
 
 def test_commands_at_the_same_time_undo_nothing(file: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,6 @@ import torch
 from preceptor.codec import CodecSpec
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import servicer
-from services.teacher.audit import StrangersLog, audit, write_audit_to
 from services.teacher.errors import OverloadedError
 from services.teacher.quota import Quotas
 from student_client import AccessError, ClientOptions, TeacherClient
@@ -27,7 +25,7 @@ from tests.toy_frames import MESSAGE_DIM, backward, close, codec_state, exchange
 from tests.toy_server import RawStudent, ToyServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from student_client import TeacherTalk
@@ -233,42 +231,3 @@ def test_the_audit_log_says_who_came_and_left_and_holds_no_secret(
     assert all("not known" in line["why"] or "got none" in line["why"] for line in refused)
     assert token.partition(".")[2] not in caplog.text
     assert "secret" not in caplog.text
-
-
-def test_strangers_can_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    now = [0.0]
-    log = StrangersLog(max_lines_per_s=3, clock=lambda: now[0])
-    with caplog.at_level(logging.INFO):
-        for _ in range(10):
-            log.refused("peer", "no")
-        now[0] += 1
-        log.refused("peer", "no")
-        log.refused("peer", "no")
-    assert [line.get("left_out", 0) for line in written(caplog)] == [0, 0, 0, 7, 0]
-
-
-@pytest.fixture
-def _own_logger() -> Iterator[None]:
-    logger = logging.getLogger("preceptor.audit")
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    for handler in logger.handlers:
-        handler.close()
-    logger.handlers, logger.level, logger.propagate = before
-
-
-@pytest.mark.usefixtures("_own_logger")
-def test_the_audit_log_may_be_a_file_that_is_rotated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "audit.jsonl"
-    write_audit_to(path)
-    audit("opened", tenant="a")
-    path.rename(tmp_path / "audit.1")
-    audit("closed", tenant="a")
-    lines = [json.loads(file.read_text()) for file in (tmp_path / "audit.1", path)]
-    assert [line["event"] for line in lines] == ["opened", "closed"]
-    assert datetime.fromisoformat(lines[0]["time"]).tzinfo is not None
-    write_audit_to(None)
-    audit("refused", why="no")
-    assert json.loads(capsys.readouterr().err)["why"] == "no"

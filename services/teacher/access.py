@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.teacher.audit import StrangersLog
+from services.teacher.audit import RefusalsLog
 from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
     from services.teacher.gate import Gate, Pass
 
-__all__ = ["admit", "deny", "is_denied", "peer_of"]
+__all__ = ["admit", "deny", "is_blind", "is_denied", "peer_of", "refuse"]
 
-_strangers = StrangersLog()
+_refusals = RefusalsLog()
 
 
 def peer_of(context: Any) -> str:
@@ -44,9 +44,28 @@ async def is_denied(gate: Gate | None, context: Any) -> bool:
     return False
 
 
+async def is_blind(gate: Gate | None) -> bool:
+    """Whether nobody is let in because the file of tenants can't be read, as it is now."""
+    if gate is None:
+        return False
+    await gate.look()
+    return gate.is_blind
+
+
+def refuse(tenant: str, context: Any, error: Exception) -> None:
+    """Writes down that a call is refused.
+
+    Args:
+        tenant: whose it is; empty: nobody knows.
+        context: of the call.
+        error: what it is told.
+    """
+    _refusals.refused(tenant, peer_of(context), str(error))
+
+
 def deny(context: Any, error: AccessDeniedError) -> None:
     """Has a call end with the status that says so, and writes it down."""
-    _strangers.refused(peer_of(context), str(error))
+    refuse(error.tenant, context, error)
     if context is not None:
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(str(error))

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["StrangersLog", "audit", "write_audit_to"]
+__all__ = ["RefusalsLog", "audit", "write_audit_to"]
 
 _audit = logging.getLogger("preceptor.audit")
 
 _MAX_LINES_PER_S = 20
+_MAX_TENANTS = 1000
 
 
 def audit(event: str, **facts: Any) -> None:
@@ -31,33 +33,69 @@ def audit(event: str, **facts: Any) -> None:
     _audit.info("%s", json.dumps({"time": now, "event": event, **facts}))
 
 
-class StrangersLog:
-    """Writes down whom nobody knows; some of them, since anybody can come as often as they like.
+@dataclass
+class _Second:
+    """What was written of somebody since `began_s`, and what was not."""
+
+    began_s: float = -math.inf
+    num_lines: int = 0
+    num_left_out: int = 0
+
+
+class RefusalsLog:
+    """Writes down who was refused; some of them, since anybody can come as often as they like.
+
+    Each tenant has lines of its own, and those whom nobody knows share some: neither hides the others.
 
     Args:
-        max_lines_per_s: lines in a second; the first one after them says how many were left out.
+        max_lines_per_s: lines of a tenant in a second; the first one after them says how many were left out.
+        max_tenants: those beyond share their lines.
         clock: seconds that only go forward.
     """
 
     def __init__(
-        self, max_lines_per_s: int = _MAX_LINES_PER_S, clock: Callable[[], float] = time.monotonic
+        self,
+        max_lines_per_s: int = _MAX_LINES_PER_S,
+        max_tenants: int = _MAX_TENANTS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_lines_per_s = max_lines_per_s
+        self._max_tenants = max_tenants
         self._clock = clock
-        self._second_s = -math.inf
-        self._num_lines = self._num_left_out = 0
+        self._seconds: dict[str, _Second] = {}
+        self._strangers, self._others = _Second(), _Second()
 
-    def refused(self, peer: str, why: str) -> None:
-        """Writes that somebody was refused, or counts it."""
+    def refused(self, tenant: str, peer: str, why: str) -> None:
+        """Writes that somebody was refused, or counts it.
+
+        Args:
+            tenant: whose; empty: nobody knows.
+            peer: where they came from.
+            why: what they were told.
+        """
         now_s = self._clock()
-        if now_s - self._second_s >= 1:
-            self._second_s, self._num_lines = now_s, 0
-        if self._num_lines >= self._max_lines_per_s:
-            self._num_left_out += 1
+        second = self._second_of(tenant, now_s)
+        if now_s - second.began_s >= 1:
+            second.began_s, second.num_lines = now_s, 0
+        if second.num_lines >= self._max_lines_per_s:
+            second.num_left_out += 1
             return
-        left_out = {"left_out": self._num_left_out} if self._num_left_out else {}
-        self._num_lines, self._num_left_out = self._num_lines + 1, 0
-        audit("refused", tenant="", peer=peer, why=why, **left_out)
+        left_out = {"left_out": second.num_left_out} if second.num_left_out else {}
+        second.num_lines, second.num_left_out = second.num_lines + 1, 0
+        audit("refused", tenant=tenant, peer=peer, why=why, **left_out)
+
+    def _second_of(self, tenant: str, now_s: float) -> _Second:
+        if not tenant:
+            return self._strangers
+        if tenant not in self._seconds and len(self._seconds) >= self._max_tenants:
+            self._seconds = {
+                name: each
+                for name, each in self._seconds.items()
+                if each.num_left_out or now_s - each.began_s < 1
+            }
+            if len(self._seconds) >= self._max_tenants:
+                return self._others
+        return self._seconds.setdefault(tenant, _Second())
 
 
 def write_audit_to(path: Path | None) -> None:

@@ -159,29 +159,32 @@ class ServiceConfig(_Config):
         return host
 
     @model_validator(mode="after")
+    def _check_auth(self) -> Self:
+        if self.auth == "none" and not is_loopback(self.host):
+            raise ValueError(
+                f"auth: got none for host {self.host}, which other machines reach; expected a file of "
+                "`preceptor tenant` in `tenants` instead, or a loopback address"
+            )
+        if self.auth == "none" and self.tenants is not None:
+            raise ValueError("tenants: got a file, and `auth: none`; expected one of them")
+        if self.auth == "tokens" and self.tenants is None:
+            nobody_else = ", or `auth: none`: whoever is on this machine may talk"
+            raise ValueError(
+                "tenants: got none, expected a file of `preceptor tenant`"
+                f"{nobody_else if is_loopback(self.host) else ''}"
+            )
+        if self.tenants is not None and self.engine.tenant_weights:
+            raise ValueError("engine.tenant_weights: got some with `tenants`, expected weights in that file")
+        return self
+
+    # After the check of `auth`: what it offers is of use to those whose students show tokens.
+    @model_validator(mode="after")
     def _check_encryption(self) -> Self:
         if self.tls is None and not (self.insecure or is_loopback(self.host)):
             raise ValueError(
                 f"host: got {self.host}, which other machines reach, without `tls`; expected certificates, a "
                 "loopback address, or `insecure: true` in a network where nobody else listens"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_auth(self) -> Self:
-        if self.auth == "none" and not is_loopback(self.host):
-            raise ValueError(
-                f"auth: got none for host {self.host}, which other machines reach; expected tokens, or a "
-                "loopback address"
-            )
-        if (self.auth == "none") != (self.tenants is None):
-            got = "none" if self.tenants is None else "a file with `auth: none`"
-            raise ValueError(
-                f"tenants: got {got}, expected a file of `preceptor tenant`, or `auth: none` where only this "
-                "machine reaches the teacher"
-            )
-        if self.tenants is not None and self.engine.tenant_weights:
-            raise ValueError("engine.tenant_weights: got some with `tenants`, expected weights in that file")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import is_denied
+from services.teacher.access import is_blind, is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.connections import CONNECTION_OPTIONS
@@ -79,9 +79,10 @@ class DirectoryDeployment:
         return pb.FindReplicasResponse(replicas=replicas)
 
     async def Check(self, request: HealthCheckRequest, grpc_context: Any) -> HealthCheckResponse:  # noqa: N802
-        """Says whether a replica is up; see `health`."""
+        """Says whether a replica is up, and students are let in; see `health`."""
         replicas = self._directory.find(opens_conversation=False)
-        return answer_check(request, grpc_context, is_serving=bool(replicas))
+        is_serving = bool(replicas) and not await is_blind(self._gate)
+        return answer_check(request, grpc_context, is_serving=is_serving)
 
     async def _start(self) -> grpc.aio.Server | None:
         """Returns a running server, or None if the port is in use."""

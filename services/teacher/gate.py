@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import ValidationError
+
+from preceptor.settings import problems
 from services.teacher.tenants import Tenants, new_key
 
 if TYPE_CHECKING:
@@ -36,7 +39,15 @@ _NOBODY = new_key("nobody")[1]
 
 
 class AccessDeniedError(Exception):
-    """The caller showed no token, or none that is good (any more) or good for this teacher."""
+    """The caller showed no token, or none that is good (any more) or good for this teacher.
+
+    Attributes:
+        tenant: whose token it showed; empty: none that is good.
+    """
+
+    def __init__(self, message: str, tenant: str = "") -> None:
+        super().__init__(message)
+        self.tenant = tenant
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class Gate:
         self._take(Tenants.load(path).tenants)
         self._looked_s = clock()
         self._blind_since_s: float | None = None
+        self._reason, self._has_told = "", False
         self._looking = asyncio.Lock()
         self._reading = threading.Lock()
 
@@ -91,6 +103,7 @@ class Gate:
         if self._has_changed():
             async with self._looking:
                 await asyncio.to_thread(self._refresh, at_once=True)
+        self._tell_if_blind()
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Pass:
         """Returns the pass of a caller.
@@ -106,22 +119,22 @@ class Gate:
             raise AccessDeniedError("authorization: got none, expected `Bearer TOKEN`")
         name, _, secret = values[0].removeprefix(_SCHEME).partition(".")
         self._refresh(at_once=True)  # calls are few: what was added, or revoked, counts at once
-        shown = self._pass_of(name, secret)
-        if shown is None:
+        tenant = self._tenants.get(name)  # once: a thread may put others in their place meanwhile
+        shown = self._pass_of(name, tenant, secret)
+        if tenant is None or shown is None:
             raise AccessDeniedError("authorization: got a token that is not known, or not any more")
-        if not self._may_talk_here(self._tenants[name]):
-            raise AccessDeniedError(f"authorization: {name} may not talk to {self._teacher}")
+        if not self._may_talk_here(tenant):
+            raise AccessDeniedError(f"authorization: {name} may not talk to {self._teacher}", name)
         return shown
 
     def _may_talk_here(self, tenant: Tenant) -> bool:
         return tenant.teachers is None or self._teacher in tenant.teachers
 
-    def _pass_of(self, name: str, secret: str) -> Pass | None:
-        tenant = self._tenants.get(name)
+    def _pass_of(self, name: str, tenant: Tenant | None, secret: str) -> Pass | None:
         keys = tenant.keys if tenant is not None else ()
         is_nobody = _NOBODY.fits(secret)  # so that a name that is not there costs a comparison, too
         fitting = [key for key in keys if key.fits(secret) and not is_nobody]
-        if tenant is None or not fitting or self._is_blind:
+        if tenant is None or not fitting or self.is_blind:
             return None
         if not self._lasts(tenant.expires, fitting[0].expires):
             return None
@@ -131,7 +144,7 @@ class Gate:
         """Whether a pass still holds; it ends when its token is revoked or expires."""
         self._refresh()
         tenant = self._tenants.get(shown.tenant)
-        if tenant is None or self._is_blind or not self._may_talk_here(tenant):
+        if tenant is None or self.is_blind or not self._may_talk_here(tenant):
             return False
         return any(
             key.digest == shown.digest and self._lasts(tenant.expires, key.expires) for key in tenant.keys
@@ -149,6 +162,7 @@ class Gate:
         self._looked_s = now_s
         with self._reading:
             self._read(now_s)
+        self._tell_if_blind()
 
     def _read(self, now_s: float) -> None:
         stamp = None  # a file that is away, or closed to us, is looked at again as it is
@@ -159,13 +173,11 @@ class Gate:
             tenants = Tenants.load(self._path).tenants
         except Exception as error:  # noqa: BLE001 - whatever is in the file, nobody else is disturbed
             self._stamp = None if isinstance(error, OSError) else stamp
-            if self._blind_since_s is None:
-                self._blind_since_s = now_s
-                logger.error("the tenants stay what they were: %s: %s", self._path, type(error).__name__)  # noqa: TRY400
+            self._lose_sight(now_s, _reason_of(error).removeprefix(f"{self._path}: "))
             return
         self._take(tenants)
         self._stamp = stamp  # the last: who sees it may rely on the tenants
-        self._blind_since_s = None
+        self._blind_since_s, self._reason, self._has_told = None, "", False
         logger.info("the tenants were read anew: %d", len(tenants))
 
     def _has_changed(self) -> bool:
@@ -180,8 +192,28 @@ class Gate:
         _become(self.weights, {name: tenant.weight for name, tenant in tenants.items()})
         _become(self.max_queued_tokens, {name: limit for name, limit in limits.items() if limit is not None})
 
+    def _lose_sight(self, now_s: float, reason: str) -> None:
+        if self._blind_since_s is None:
+            self._blind_since_s = now_s
+        if reason != self._reason:
+            self._reason = reason
+            end = datetime.fromtimestamp(self._blind_since_s + _MAX_BLIND_S, UTC).isoformat(
+                timespec="seconds"
+            )
+            logger.error(
+                "the tenants stay what they were until %s, then nobody is let in: %s: %s",
+                end,
+                self._path,
+                reason,
+            )
+
+    def _tell_if_blind(self) -> None:
+        if self.is_blind and not self._has_told:
+            self._has_told = True
+            logger.error("nobody is let in any more, until the tenants can be read: %s", self._path)
+
     @property
-    def _is_blind(self) -> bool:
+    def is_blind(self) -> bool:
         """Whether the file can't be read for so long that nobody can rely on what it said."""
         return self._blind_since_s is not None and self._clock() - self._blind_since_s > _MAX_BLIND_S
 
@@ -197,6 +229,15 @@ def gate_of(config: ServiceConfig) -> Gate | None:
         OSError, ValueError: as in `Tenants.load`.
     """
     return None if config.tenants is None else Gate(config.tenants, config.name)
+
+
+def _reason_of(error: Exception) -> str:
+    """Returns what is wrong with a file in one line, by field; no values, which may be secrets."""
+    if isinstance(error, ValidationError):
+        return problems(error)
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error) if isinstance(error, ValueError) else type(error).__name__
 
 
 def _become(shared: dict[str, ValueT], now: dict[str, ValueT]) -> None:

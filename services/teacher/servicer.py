@@ -13,8 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import admit, deny, is_denied, peer_of
-from services.teacher.audit import audit
+from services.teacher.access import admit, deny, is_blind, is_denied, peer_of, refuse
 from services.teacher.balance import num_to_move
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
@@ -106,7 +105,7 @@ class TeacherServicer:
 
     async def Check(self, request: HealthCheckRequest, grpc_context: Any = None) -> HealthCheckResponse:  # noqa: N802
         """Says whether conversations are taken; see `health`."""
-        is_serving = self._closes_at_s is None and self._engine.is_alive
+        is_serving = self._closes_at_s is None and self._engine.is_alive and not await is_blind(self._gate)
         return answer_check(request, grpc_context, is_serving=is_serving)
 
     async def Converse(  # noqa: N802
@@ -123,8 +122,7 @@ class TeacherServicer:
         try:
             self._check_room(shown)
         except TurnError as error:
-            tenant = "" if shown is None else shown.tenant
-            audit("refused", tenant=tenant, peer=peer_of(grpc_context), why=str(error))
+            refuse("" if shown is None else shown.tenant, grpc_context, error)
             await self._first_frames.read(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return

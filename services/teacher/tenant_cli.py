@@ -6,18 +6,43 @@ import contextlib
 import fcntl
 import json
 import re
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from preceptor.cli import EXIT_USAGE, config_errors, console, fail
+from services.teacher.tenant_options import (
+    Days,
+    File,
+    Json,
+    KeepHours,
+    Limit,
+    MaxConversations,
+    MaxQueuedTokens,
+    Name,
+    NewDays,
+    NewMaxConversations,
+    NewMaxQueuedTokens,
+    NewTeachers,
+    NewTokensPerS,
+    NewWeight,
+    NoLimit,
+    Output,
+    Teachers,
+    TokensPerS,
+    Weight,
+    end_in,
+    handing_over,
+    tenant_of,
+    terms_of,
+)
 from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["app"]
 
@@ -26,28 +51,17 @@ app = typer.Typer(
     help="Say who may talk to a teacher: teams, each with a token. A running service sees the changes.",
 )
 
-File = Annotated[
-    Path, typer.Argument(help="The file of tenants; `tenants` of the service's config names it.")
-]
-Name = Annotated[str, typer.Argument(help="A team: small letters, digits, - and _.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-
-
-Days = Annotated[float | None, typer.Option(min=0, help="Days until it expires; default: never.")]
-MaxConversations = Annotated[
-    int | None, typer.Option(min=1, help="Conversations at a time, a replica; default: no limit.")
-]
-TokensPerS = Annotated[
-    float | None, typer.Option(min=0.001, help="Rows x positions a second, a replica; default: no limit.")
-]
-MaxQueuedTokens = Annotated[
-    int | None, typer.Option(min=1, help="Rows x positions that wait, a replica; default: the service's.")
-]
-Weight = Annotated[float | None, typer.Option(min=0.001, help="Its share of service; default: 1.")]
-Teachers = Annotated[
-    list[str] | None,
-    typer.Option("--teacher", help="A teacher it may talk to, maybe one of several; default: all."),
-]
+_COLUMNS = {
+    "name": "tenant",
+    "state": "state",
+    "tokens": "tokens",
+    "expires": "expires",
+    "max_conversations": "conversations",
+    "tokens_per_s": "tokens/s",
+    "max_queued_tokens": "queued",
+    "weight": "weight",
+    "teachers": "teachers",
+}
 
 
 @app.command("add")
@@ -60,127 +74,124 @@ def add(
     max_queued_tokens: MaxQueuedTokens = None,
     weight: Weight = None,
     teachers: Teachers = None,
+    output: Output = None,
 ) -> None:
-    """Add a team and print its token, which is shown this once.
+    """Add a team and hand over its token, which is shown this once: on stdout, or in a file.
 
-    Example: preceptor tenant add tenants.yaml support > support.token
+    Example: preceptor tenant add tenants.yaml support --output support.token
     """
     if re.fullmatch(TENANT_NAME, name) is None:
         fail(f"NAME: got {name!r}, expected small letters, digits, - and _", EXIT_USAGE)
     token, key = new_key(name)
-    terms = _terms(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
-    tenant = Tenant(keys=(key,), **terms)
-    with _alone(file):
+    terms = terms_of(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    tenant = tenant_of({"keys": (key,), **terms})
+    with handing_over(token, output, file), _alone(file):
         tenants = _load(file) if file.exists() else Tenants(tenants={})
-        if name in tenants.tenants and tenants.tenants[name].keys:
-            fail(f"{name}: is there already; `rotate` gives it a new token", EXIT_USAGE)
+        if name in tenants.tenants:
+            state = " already" if tenants.tenants[name].keys else ", revoked"
+            fail(f"{name}: is there{state}; `rotate` gives it a token", EXIT_USAGE)
         tenants.changed(name, tenant).save(file)
-    typer.echo(token)
 
 
 @app.command("change")
 def change(
     file: File,
     name: Name,
-    days: Days = None,
-    max_conversations: MaxConversations = None,
-    tokens_per_s: TokensPerS = None,
-    max_queued_tokens: MaxQueuedTokens = None,
-    weight: Weight = None,
-    teachers: Teachers = None,
+    days: NewDays = None,
+    max_conversations: NewMaxConversations = None,
+    tokens_per_s: NewTokensPerS = None,
+    max_queued_tokens: NewMaxQueuedTokens = None,
+    weight: NewWeight = None,
+    teachers: NewTeachers = None,
+    no_limit: NoLimit = None,
 ) -> None:
     """Change what a team may; what is not named stays, and so do its tokens.
 
-    Shares and queued tokens count at once, the rest for new conversations. Limits are taken away in the file.
+    Shares and queued tokens count at once, the rest for new conversations.
 
-    Example: preceptor tenant change tenants.yaml support --weight 3
+    Example: preceptor tenant change tenants.yaml support --weight 3 --no-limit expires
     """
-    terms = _terms(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
-    if not terms:
+    terms = terms_of(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    lifted: dict[str, Any] = {limit.value: None for limit in map(Limit, no_limit or ())}
+    if not terms and not lifted:
         fail("got nothing to change, expected an option", EXIT_USAGE)
+    for limit in terms.keys() & lifted.keys():
+        fail(f"--no-limit: got {limit}, which another option sets; expected one of them", EXIT_USAGE)
     with _alone(file):
         tenants = _load(file)
-        tenants.changed(name, _find(tenants, name).model_copy(update=terms)).save(file)
+        tenant = tenant_of({**_find(tenants, name).model_dump(), **terms, **lifted})
+        tenants.changed(name, tenant).save(file)
     console.print(f"{name}: changed")
-
-
-def _terms(
-    days: float | None,
-    max_conversations: int | None,
-    tokens_per_s: float | None,
-    max_queued_tokens: int | None,
-    weight: float | None,
-    teachers: list[str] | None,
-) -> dict[str, Any]:
-    """Returns the fields of a `Tenant` that were given."""
-    given = {
-        "expires": None if days is None else _in(days * 24),
-        "max_conversations": max_conversations,
-        "tokens_per_s": tokens_per_s,
-        "max_queued_tokens": max_queued_tokens,
-        "weight": weight,
-        "teachers": tuple(teachers) if teachers else None,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 @app.command("list")
 def list_(file: File, as_json: Json = False) -> None:
-    """Show the teams."""
-    tenants = _load(file).tenants
+    """Show the teams; the tokens counted are those that let somebody in."""
+    now = datetime.now(UTC)
     facts: list[dict[str, Any]] = [
         {
             "name": name,
-            "tokens": len(tenant.keys),
-            "expires": None if tenant.expires is None else tenant.expires.isoformat(timespec="minutes"),
+            "state": _state(tenant, now),
+            "tokens": len(tenant.good_keys(now)),
+            "expires": None if tenant.expires is None else _minute(tenant.expires),
             "max_conversations": tenant.max_conversations,
             "tokens_per_s": tenant.tokens_per_s,
             "max_queued_tokens": tenant.max_queued_tokens,
             "weight": tenant.weight,
             "teachers": None if tenant.teachers is None else list(tenant.teachers),
         }
-        for name, tenant in tenants.items()
+        for name, tenant in _load(file).tenants.items()
     ]
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    table = Table("tenant", "tokens", "expires", "conversations", "tokens/s", "queued", "weight", "teachers")
-    for each in facts:
-        each["teachers"] = None if each["teachers"] is None else ", ".join(each["teachers"])
-        table.add_row(*("" if value is None else str(value) for value in each.values()))
-    console.print(table)
+    console.print(_table(facts))
 
 
 @app.command("rotate")
-def rotate(
-    file: File,
-    name: Name,
-    keep_hours: Annotated[float, typer.Option(min=0, help="Hours that tokens before it stay good.")] = 24.0,
-) -> None:
-    """Give a team a new token and print it; those before it end after a while."""
+def rotate(file: File, name: Name, keep_hours: KeepHours = 24.0, output: Output = None) -> None:
+    """Give a team a new token, on stdout or in a file; those before it end after a while.
+
+    Example: preceptor tenant rotate tenants.yaml support --output support.token
+    """
     token, key = new_key(name)
-    end, now = _in(keep_hours), _in(0)
-    with _alone(file):
+    end, now = end_in(keep_hours, "--keep-hours"), datetime.now(UTC)
+    with handing_over(token, output, file), _alone(file):
         tenants = _load(file)
         tenant = _find(tenants, name)
-        good = [each for each in tenant.keys if each.expires is None or each.expires > now]
-        kept = [_ending(each, end) for each in good] if keep_hours else []
+        if tenant.expires is not None and tenant.has_ended(now):
+            fail(f"{name}: ended {_minute(tenant.expires)}; `change --days` first", EXIT_USAGE)
+        kept = [_ending(each, end) for each in tenant.good_keys(now)] if keep_hours else []
         tenants.changed(name, tenant.model_copy(update={"keys": (key, *kept)})).save(file)
-    typer.echo(token)
 
 
 @app.command("revoke")
 def revoke(file: File, name: Name) -> None:
-    """End all tokens of a team, and its open conversations within seconds."""
+    """End all tokens of a team, and its open conversations within seconds; its limits stay in the file."""
     with _alone(file):
         tenants = _load(file)
         tenants.changed(name, _find(tenants, name).model_copy(update={"keys": ()})).save(file)
     console.print(f"{name}: revoked")
 
 
+@app.command("remove")
+def remove(file: File, name: Name) -> None:
+    """Forget a team that was revoked or has expired, and its limits."""
+    with _alone(file):
+        tenants = _load(file)
+        number = len(_find(tenants, name).good_keys(datetime.now(UTC)))
+        if number:
+            fail(f"{name}: tokens: got {number} that are good, expected none; `revoke` first", EXIT_USAGE)
+        tenants.without(name).save(file)
+    console.print(f"{name}: removed")
+
+
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Keeps other commands from changing the file while open: the last one would undo what the first did."""
+    file = file.resolve()  # one lock whatever links lead there
+    if file.is_dir():
+        fail(f"FILE: got {file}, a folder; expected a file of tenants", EXIT_USAGE)
     lock = file.with_name(f".{file.name}.lock")
     try:
         with lock.open("w") as held:
@@ -195,8 +206,24 @@ def _ending(key: TenantKey, end: datetime) -> TenantKey:
     return key.model_copy(update={"expires": expires})
 
 
-def _in(hours: float) -> datetime:
-    return datetime.now(UTC) + timedelta(hours=hours)
+def _state(tenant: Tenant, now: datetime) -> str:
+    if not tenant.keys:
+        return "revoked"
+    return "good" if tenant.good_keys(now) else "expired"
+
+
+def _table(facts: list[dict[str, Any]]) -> Table:
+    """Returns what is said of somebody at least, so that it fits a terminal."""
+    columns = [column for column in _COLUMNS if any(each[column] is not None for each in facts)]
+    table = Table(*(_COLUMNS[column] for column in columns))
+    for each in facts:
+        row = {**each, "teachers": ", ".join(each["teachers"] or ())}
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+    return table
+
+
+def _minute(when: datetime) -> str:
+    return when.isoformat(timespec="minutes")
 
 
 def _load(file: Path) -> Tenants:

@@ -19,15 +19,28 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from preceptor.settings import read_fields
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
-__all__ = ["TENANT_NAME", "Tenant", "TenantKey", "Tenants", "new_key"]
+__all__ = [
+    "MAX_AMOUNT",
+    "MAX_COUNT",
+    "MIN_AMOUNT",
+    "TENANT_NAME",
+    "Tenant",
+    "TenantKey",
+    "Tenants",
+    "new_key",
+]
 
 TENANT_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+MIN_AMOUNT, MAX_AMOUNT = 0.001, 1e9
+MAX_COUNT = 10**9
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Copies are checked too before they are written: a file that can't be read shuts out everybody.
+    model_config = ConfigDict(frozen=True, extra="forbid", revalidate_instances="always")
 
 
 class TenantKey(_Model):
@@ -48,18 +61,40 @@ class Tenant(_Model):
     keys: tuple[TenantKey, ...] = Field(description="Of its tokens; none: it is revoked.")
     expires: AwareDatetime | None = Field(default=None, description="When it ends; null: never.")
     max_conversations: int | None = Field(
-        default=None, ge=1, description="Open at a time, a replica; null: as the service limits it."
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Open at a time, a replica; null: as the service limits it.",
     )
     tokens_per_s: float | None = Field(
-        default=None, gt=0, description="Rows x positions a second, a replica; null: as it comes."
+        default=None,
+        ge=MIN_AMOUNT,
+        le=MAX_AMOUNT,
+        allow_inf_nan=False,
+        description="Rows x positions a second, a replica; null: as it comes.",
     )
     max_queued_tokens: int | None = Field(
-        default=None, ge=1, description="Rows x positions that wait, a replica; null: the service's limit."
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Rows x positions that wait, a replica; null: the service's limit.",
     )
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Its share of service.")
-    teachers: tuple[str, ...] | None = Field(
+    weight: float = Field(
+        default=1.0, ge=MIN_AMOUNT, le=MAX_AMOUNT, allow_inf_nan=False, description="Its share of service."
+    )
+    teachers: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         default=None, description="Names of the teachers it may talk to; null: all that read this file."
     )
+
+    def has_ended(self, now: datetime) -> bool:
+        """Whether the team as a whole has expired."""
+        return self.expires is not None and self.expires <= now
+
+    def good_keys(self, now: datetime) -> tuple[TenantKey, ...]:
+        """Returns the keys of the tokens that let somebody in."""
+        if self.has_ended(now):
+            return ()
+        return tuple(key for key in self.keys if key.expires is None or key.expires > now)
 
 
 class Tenants(_Model):
@@ -103,6 +138,10 @@ class Tenants(_Model):
     def changed(self, name: str, tenant: Tenant) -> Tenants:
         """Returns the same with a tenant put in, or in another's place."""
         return Tenants(tenants={**self.tenants, name: tenant})
+
+    def without(self, name: str) -> Tenants:
+        """Returns the same without a tenant."""
+        return Tenants(tenants={other: each for other, each in self.tenants.items() if other != name})
 
 
 def new_key(name: str) -> tuple[str, TenantKey]:
