@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 
+from preceptor.authorities import authorities_of, system_authorities
 from preceptor.hosts import host_of, is_loopback
 from student_client.errors import AccessError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from student_client.options import ClientOptions, TlsOptions
 
 __all__ = ["credentials_of", "metadata_of"]
@@ -26,34 +27,17 @@ def credentials_of(options: TlsOptions) -> grpc.ChannelCredentials:
     """Reads what a channel needs to know the teacher and to be known by it.
 
     Raises:
-        AccessError: a file can't be read.
+        AccessError: a file can't be read, or holds no authority.
     """
     try:
-        authorities = _system_authorities() if options.ca_file is None else _authorities(options.ca_file)
+        authorities = system_authorities() if options.ca_file is None else authorities_of(options.ca_file)
         key = None if options.key_file is None else options.key_file.read_bytes()
         chain = None if options.certificate_file is None else options.certificate_file.read_bytes()
     except OSError as error:
         raise AccessError(f"options.tls: {error.filename} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise AccessError(f"options.tls.ca_file: {error}") from None
     return grpc.ssl_channel_credentials(authorities, key, chain)
-
-
-def _authorities(path: Path) -> bytes:
-    """Reads certificates; with none in them gRPC would trust everybody that it trusts by default."""
-    content = path.read_bytes()
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii"))
-    except (ValueError, ssl.SSLError):
-        raise AccessError(f"options.tls.ca_file: {path} holds no certificates in PEM") from None
-    return content
-
-
-def _system_authorities() -> bytes | None:
-    """Returns the certificates that this machine trusts; None, gRPC's own list, if it has no file of them."""
-    paths = ssl.get_default_verify_paths()
-    for name in (paths.cafile, paths.openssl_cafile):
-        if name and Path(name).is_file():
-            return Path(name).read_bytes()
-    return None
 
 
 def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], ...]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from preceptor.hosts import host_of
+from preceptor.hosts import Address, host_of, parse_address
 
 __all__ = ["Address", "ClientOptions", "TlsOptions", "parse_address"]
-
-_MAX_PORT = 65535
-_SCHEME, _SECURE_SCHEME = "preceptor://", "preceptors://"
 
 
 class TlsOptions(BaseModel):
@@ -95,34 +91,3 @@ class ClientOptions(BaseModel):
                 )
             tls = tls.model_copy(update={"server_name": hosts.pop()})
         return self.model_copy(update={"tls": tls})
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a teacher is.
-
-    Attributes:
-        replicas: HOST:PORT of replicas or directories.
-        is_secure: whether they are talked to under TLS.
-    """
-
-    replicas: tuple[str, ...]
-    is_secure: bool
-
-
-def parse_address(address: str) -> Address:
-    """Splits `preceptor://host:port,host:port`, or `preceptors://` for TLS; without a scheme it is the first.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    is_secure = address.startswith(_SECURE_SCHEME)
-    rest = address.removeprefix(_SECURE_SCHEME if is_secure else _SCHEME)
-    replicas = tuple(part.strip() for part in rest.split(","))
-    for replica in replicas:
-        host, separator, port = replica.rpartition(":")
-        if not (separator and host and port.isdecimal() and 0 < int(port) <= _MAX_PORT) or "/" in replica:
-            raise ValueError(
-                f"address: got {address!r}, expected preceptor://HOST:PORT[,HOST:PORT...], or preceptors://"
-            )
-    return Address(replicas, is_secure)

@@ -155,6 +155,28 @@ def test_pods_are_those_that_services_budgets_and_policies_mean(release: str) ->
 
 
 @pytest.mark.parametrize("release", RELEASES)
+def test_dns_is_asked_wherever_it_is(release: str) -> None:
+    # A cache on the node is in the node's network, which no selector names.
+    rules = manifest(rendered(release), "NetworkPolicy")["spec"]["egress"]
+    (dns,) = (rule for rule in rules if {"protocol": "UDP", "port": 53} in rule.get("ports", ()))
+    assert dns == {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [{"replicas": 2}, {"autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 4}}],
+    ids=["replicas", "autoscaling"],
+)
+def test_a_budget_keeps_no_more_replicas_than_there_are(teacher: dict[str, Any]) -> None:
+    for least, expected in ((None, 1), (0, 0), (2, 2)):
+        values = {"teacher": teacher, "podDisruptionBudget": {"minAvailable": least}}
+        budget = manifest(render("preceptor", values), "PodDisruptionBudget")
+        assert budget["spec"]["minAvailable"] == expected
+    with pytest.raises(helm_python.HelmError, match=r"minAvailable: got 3, expected at most the 2 replicas"):
+        render("preceptor", {"teacher": teacher, "podDisruptionBudget": {"minAvailable": 3}})
+
+
+@pytest.mark.parametrize("release", RELEASES)
 def test_nobody_is_root_or_gains_rights(release: str) -> None:
     for cluster in clusters_of(rendered(release)):
         assert cluster["authOptions"]["mode"] == "token"

@@ -172,6 +172,18 @@ def _image(chart: str) -> str:
     return image
 
 
+def test_the_examples_run_the_images_that_the_page_builds_and_pushes() -> None:
+    page = (ROOT / "docs" / "operate.md").read_text()
+    run = {
+        template["spec"]["containers"][0]["image"]
+        for release, (_, example) in RELEASES.items()
+        for cluster in clusters_of(rendered(release) if example else [])
+        for template in templates_of(cluster)
+    }
+    assert run == set(re.findall(r"-t (\S+) \.$", page, re.MULTILINE))
+    assert run == set(re.findall(r"docker push (\S+)$", page, re.MULTILINE))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_its_command_exists(stages: dict[str, Stage], project: dict[str, Any], target: str) -> None:
     program, command, *_ = json.loads(inherited(stages, target, "CMD"))

@@ -179,8 +179,22 @@ def test_the_address_of_the_notes_is_the_directory_then_the_replicas() -> None:
         "shop-head-svc.ml.svc:41500",
         "shop-serve-svc.ml.svc:41501",
     )
-    options = yaml.safe_load(next(line for line in notes.splitlines() if "options:" in line))["options"]
-    assert options["tls"]["server_name"] == "shop-head-svc.ml.svc"
+    assert options_of(notes)["tls"]["server_name"] == "shop-head-svc.ml.svc"
+
+
+def options_of(notes: str) -> dict[str, Any]:
+    line = next(line for line in notes.splitlines() if "options:" in line)
+    options: dict[str, Any] = yaml.safe_load(line)["options"]
+    return options
+
+
+def test_the_notes_name_a_certificate_where_students_need_one() -> None:
+    certificate = {"certificate_file", "key_file"}
+    for secret, expected in (("", set()), ("students-ca", certificate)):
+        with helm_python.Chart.load(CHARTS / "preceptor") as chart:
+            files = chart.render({"tls": {"clientCa": {"secretName": secret}}}, name="a", namespace="b")
+        options = options_of(files["preceptor/templates/NOTES.txt"])
+        assert options["tls"].keys() & certificate == expected
 
 
 @pytest.mark.parametrize("release", ["one-gpu", "four-gpus"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import helm_python
 import yaml
 
 from student_client.config import TrainConfig
 from student_client.fleet_config import FleetConfig
 from student_client.options import parse_address
-from tests.charts import EXAMPLES, RAY_KINDS, manifest, render, rendered, templates_of
+from tests.charts import CHARTS, EXAMPLES, RAY_KINDS, manifest, render, rendered, templates_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,16 @@ def test_what_a_student_reads_is_mounted_where_it_is_read() -> None:
             assert options["tls"]["ca_file"].rpartition("/")[0] in mounted
             volumes = {each["name"] for each in template["spec"]["volumes"]}
             assert {each["name"] for each in container["volumeMounts"]} == volumes
+
+
+def test_the_teacher_of_the_defaults_is_the_documented_release() -> None:
+    teacher = yaml.safe_load((CHARTS / "preceptor-students" / "values.yaml").read_text())["teacher"]
+    example = yaml.safe_load((EXAMPLES / "one-gpu.yaml").read_text())
+    with helm_python.Chart.load(CHARTS / "preceptor") as chart:
+        notes = chart.render(example, name="teacher", namespace="teachers")["preceptor/templates/NOTES.txt"]
+    assert f"address: {teacher['address']}\n" in notes
+    assert f"server_name: {teacher['serverName']}}}" in notes
+    assert f"the ports {teacher['ports']['first']} to {teacher['ports']['last']} " in notes
 
 
 def test_another_config_is_another_job() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.certificates import Authority
+from preceptor.authorities import authorities_of
 from services.teacher.certificates import CertificateFiles
 from services.teacher.config import ServiceConfig, TlsConfig
 from services.teacher.local import address_of
@@ -227,6 +228,12 @@ def test_an_empty_file_of_authorities_is_no_authority(tmp_path: Path) -> None:
         options = ClientOptions(**HASTE, tls=TlsOptions(ca_file=tmp_path / "ca.pem"))
         with pytest.raises(AccessError, match=r"ca\.pem holds no certificates"):
             TeacherClient("preceptors://127.0.0.1:1", options).describe()
+
+
+def test_a_file_of_authorities_may_name_them_in_any_language(authority: Authority) -> None:
+    bundle = "# F\N{LATIN SMALL LETTER O WITH DOUBLE ACUTE}tan\N{LATIN SMALL LETTER U WITH ACUTE}".encode()
+    authority.ca_file.write_bytes(bundle + b"\n" + authority.ca_file.read_bytes())
+    assert authorities_of(authority.ca_file).startswith(bundle)
 
 
 def test_several_hosts_need_a_name_in_common() -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
+import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
@@ -146,4 +148,7 @@ def _options(
 
 def main(*args: Any, **kwargs: Any) -> None:
     """Runs the command."""
+    if sys.argv[1:2] in (["health"], ["describe"]):
+        # These say themselves what failed. gRPC reads it when it is imported, as `build` does.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     build()(*args, **kwargs)

@@ -1,10 +1,50 @@
-"""Hosts of HOST:PORT targets, and whether others reach them."""
+"""Addresses of teachers, the HOST:PORT targets in them, and whether others reach those."""
 
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import dataclass
 
-__all__ = ["host_of", "is_loopback"]
+__all__ = ["Address", "host_of", "is_loopback", "is_port", "parse_address"]
+
+_MAX_PORT = 65535
+_SCHEME, _SECURE_SCHEME = "preceptor://", "preceptors://"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a teacher is.
+
+    Attributes:
+        replicas: HOST:PORT of replicas or directories.
+        is_secure: whether they are talked to under TLS.
+    """
+
+    replicas: tuple[str, ...]
+    is_secure: bool
+
+
+def parse_address(address: str) -> Address:
+    """Splits `preceptor://host:port,host:port`, or `preceptors://` for TLS; without a scheme it is the first.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    is_secure = address.startswith(_SECURE_SCHEME)
+    rest = address.removeprefix(_SECURE_SCHEME if is_secure else _SCHEME)
+    replicas = tuple(part.strip() for part in rest.split(","))
+    for replica in replicas:
+        host, separator, port = replica.rpartition(":")
+        if not (separator and host and is_port(port)) or "/" in replica:
+            raise ValueError(
+                f"address: got {address!r}, expected preceptor://HOST:PORT[,HOST:PORT...], or preceptors://"
+            )
+    return Address(replicas, is_secure)
+
+
+def is_port(text: str) -> bool:
+    """Whether a text is the number of a port."""
+    return text.isdecimal() and 0 < int(text) <= _MAX_PORT
 
 
 def host_of(target: str) -> str:

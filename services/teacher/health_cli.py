@@ -7,88 +7,123 @@ imports neither torch nor Ray: it takes a tenth of the time of `preceptor`, whic
 from __future__ import annotations
 
 import json
+import os
 import socket
 from contextlib import ExitStack
-from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what failed is said below
 
 import grpc
 import typer
 
+from preceptor.authorities import authorities_of, system_authorities
 from preceptor.cli import EXIT_FAILED, EXIT_USAGE, fail, needs_extra
+from preceptor.hosts import host_of, is_port, parse_address
 from services.teacher.environment import socket_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["health", "statuses", "tcp_statuses"]
+__all__ = ["Answer", "grpc_answers", "health", "tcp_answers"]
 
-_MAX_PORT = 65535
 _SERVING = "SERVING"
-_SECURE_SCHEME = "preceptors://"
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        help="HOST:PORT of a directory or replica, or several with commas; preceptors://HOST:PORT under TLS."
+    ),
+]
+AnyPort = Annotated[
+    str | None,
+    typer.Option(help="FIRST-LAST: instead of PORT, whether one of these serves.", metavar="FIRST-LAST"),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(help="Whom to trust, PEM: an authority, or the certificate itself; default: the system's."),
+]
+ServerName = Annotated[str | None, typer.Option(help="The name in the certificate; default: HOST.")]
+Certificate = Annotated[
+    Path | None, typer.Option(help="The certificate to show, PEM, where the teacher asks for one.")
+]
+Key = Annotated[Path | None, typer.Option(help="Its private key, PEM.")]
+Tcp = Annotated[
+    bool, typer.Option("--tcp", help="Ask only whether something listens, where students show certificates.")
+]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+class Answer(NamedTuple):
+    """What a port says.
+
+    Attributes:
+        status: what `grpc.health.v1` says, or the gRPC status if it says nothing.
+        reason: why it says nothing; empty if it says something.
+    """
+
+    status: str
+    reason: str = ""
 
 
 @needs_extra("service", "grpc_health")
 def health(
-    address: Annotated[
-        str, typer.Argument(help="HOST:PORT of a directory or a replica; preceptors://HOST:PORT under TLS.")
-    ],
-    any_port: Annotated[
-        str | None,
-        typer.Option(help="FIRST-LAST: instead of PORT, whether one of these serves.", metavar="FIRST-LAST"),
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="Whom to trust, PEM: an authority, or the certificate itself; default: gRPC's list."
-        ),
-    ] = None,
-    server_name: Annotated[
-        str | None, typer.Option(help="The name in the certificate; default: HOST.")
-    ] = None,
-    tcp: Annotated[
-        bool,
-        typer.Option("--tcp", help="Ask only whether something listens, where students show certificates."),
-    ] = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")] = 3.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    address: Where,
+    any_port: AnyPort = None,
+    ca: Ca = None,
+    server_name: ServerName = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    tcp: Tcp = False,
+    timeout: Timeout = 3.0,
+    as_json: Json = False,
 ) -> None:
-    """Say whether a teacher takes conversations; exit code 0 if it does, 1 if not.
+    """Say whether a teacher takes conversations; exit code 0 if one of the addresses does, 1 if none.
 
     Example: preceptor health preceptors://teacher.example:41500 --ca ca.pem
     """
-    host, ports = _targets(address, any_port)
+    targets, is_secure = _targets(address, any_port)
+    if not is_secure and any((ca, certificate, key, server_name)):
+        given = "--ca, --certificate, --key, --server-name"
+        fail(f"{given}: got one for an address in the clear, expected preceptors://", EXIT_USAGE)
     if tcp:
-        found = tcp_statuses(host, ports, timeout)
+        found = tcp_answers(targets, timeout)
     else:
-        is_secure = address.startswith(_SECURE_SCHEME)
-        found = statuses(host, ports, _credentials(ca) if is_secure else None, server_name, timeout)
-    is_serving = _SERVING in found.values()
+        credentials = _credentials(ca, certificate, key) if is_secure else None
+        found = grpc_answers(targets, credentials, server_name, timeout)
+    is_serving = any(answer.status == _SERVING for answer in found.values())
+    statuses = {target: answer.status for target, answer in found.items()}
     if as_json:
-        typer.echo(json.dumps({"serving": is_serving, "ports": found}))
+        typer.echo(json.dumps({"serving": is_serving, "addresses": statuses}))
     else:
-        typer.echo("\n".join(f"{socket_address(host, port)} {status}" for port, status in found.items()))
-    raise typer.Exit(0 if is_serving else EXIT_FAILED)
+        typer.echo("\n".join(f"{target} {status}" for target, status in statuses.items()))
+    if is_serving:
+        return
+    for target, answer in found.items():
+        if answer.reason:
+            typer.echo(f"{target}: {answer.reason}", err=True)
+    raise typer.Exit(EXIT_FAILED)
 
 
-def statuses(
-    host: str,
-    ports: Sequence[int],
+def grpc_answers(
+    targets: Sequence[str],
     credentials: grpc.ChannelCredentials | None,
     server_name: str | None,
     timeout_s: float,
-) -> dict[int, str]:
+) -> dict[str, Answer]:
     """Asks some ports at once for their health.
 
     Args:
-        host: where they are.
-        ports: which.
+        targets: HOST:PORT of each.
         credentials: for TLS; None: in the clear.
-        server_name: what the certificate says; None: `host`.
+        server_name: what the certificates say; None: the host.
         timeout_s: seconds for all of them together.
 
     Returns:
-        By port, what `grpc.health.v1` says, or the gRPC status if it says nothing.
+        The answers, by target.
     """
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -98,8 +133,7 @@ def statuses(
     found = {}
     with ExitStack() as stack:
         calls = {}
-        for port in ports:
-            target = socket_address(host, port)
+        for target in targets:
             channel = stack.enter_context(
                 grpc.insecure_channel(target, options)
                 if credentials is None
@@ -110,51 +144,57 @@ def statuses(
                 request_serializer=HealthCheckRequest.SerializeToString,
                 response_deserializer=HealthCheckResponse.FromString,
             )
-            calls[port] = check.future(HealthCheckRequest(), timeout=timeout_s)
-        for port, call in calls.items():
+            calls[target] = check.future(HealthCheckRequest(), timeout=timeout_s)
+        for target, call in calls.items():
             try:
-                found[port] = HealthCheckResponse.ServingStatus.Name(call.result().status)
+                found[target] = Answer(HealthCheckResponse.ServingStatus.Name(call.result().status))
             except grpc.RpcError as error:
-                found[port] = error.code().name
+                found[target] = Answer(error.code().name, error.details() or "")
     return found
 
 
-def tcp_statuses(host: str, ports: Sequence[int], timeout_s: float) -> dict[int, str]:
+def tcp_answers(targets: Sequence[str], timeout_s: float) -> dict[str, Answer]:
     """Tries to connect to some ports; what listens counts as serving."""
     found = {}
-    for port in ports:
+    for target in targets:
+        port = int(target.rpartition(":")[2])
         try:
-            socket.create_connection((host, port), timeout_s / len(ports)).close()
-        except OSError:
-            found[port] = grpc.StatusCode.UNAVAILABLE.name
+            socket.create_connection((host_of(target), port), timeout_s / len(targets)).close()
+        except OSError as error:
+            found[target] = Answer(grpc.StatusCode.UNAVAILABLE.name, str(error))
         else:
-            found[port] = _SERVING
+            found[target] = Answer(_SERVING)
     return found
 
 
-def _targets(address: str, any_port: str | None) -> tuple[str, Sequence[int]]:
-    """Returns host and ports."""
-    host, separator, port = address.rpartition("://")[2].rpartition(":")
-    if not (separator and host and _is_port(port)):
-        fail(f"ADDRESS: got {address!r}, expected HOST:PORT", EXIT_USAGE)
-    host = host.strip("[]")
-    if any_port is None:
-        return host, [int(port)]
-    first, separator, last = any_port.partition("-")
-    if not (_is_port(first) and _is_port(last) and int(first) <= int(last)):
-        fail(f"--any-port: got {any_port!r}, expected FIRST-LAST", EXIT_USAGE)
-    return host, range(int(first), int(last) + 1)
-
-
-def _is_port(text: str) -> bool:
-    return text.isdecimal() and 0 < int(text) <= _MAX_PORT
-
-
-def _credentials(ca: Path | None) -> grpc.ChannelCredentials:
+def _targets(address: str, any_port: str | None) -> tuple[list[str], bool]:
+    """Returns HOST:PORT of all that are to be asked, and whether that is under TLS."""
     try:
-        return grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
+        parsed = parse_address(address)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+    if any_port is None:
+        split = [(host_of(each), int(each.rpartition(":")[2])) for each in parsed.replicas]
+        return [socket_address(host, port) for host, port in split], parsed.is_secure
+    first, separator, last = any_port.partition("-")
+    if not (separator and is_port(first) and is_port(last) and int(first) <= int(last)):
+        fail(f"--any-port: got {any_port!r}, expected FIRST-LAST", EXIT_USAGE)
+    hosts = dict.fromkeys(map(host_of, parsed.replicas))
+    ports = range(int(first), int(last) + 1)
+    return [socket_address(host, port) for host in hosts for port in ports], parsed.is_secure
+
+
+def _credentials(ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.ChannelCredentials:
+    if (certificate is None) != (key is None):
+        fail("--certificate, --key: got one, expected both or none", EXIT_USAGE)
+    try:
+        authorities = system_authorities() if ca is None else authorities_of(ca)
+        chain, secret = (None if path is None else path.read_bytes() for path in (certificate, key))
     except OSError as error:
-        fail(f"--ca: {ca} can't be read: {error.strerror}", EXIT_USAGE)
+        fail(f"{error.filename}: can't be read: {error.strerror}", EXIT_USAGE)
+    except ValueError as error:
+        fail(f"--ca: {error}", EXIT_USAGE)
+    return grpc.ssl_channel_credentials(authorities, secret, chain)
 
 
 if __name__ == "__main__":
