@@ -285,11 +285,13 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
 
 
 def _error_of(name: str, error: BaseException) -> TrainError | TeacherError:
-    """Returns the error of the first worker that failed, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None)
-    cause = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
-    inner = getattr(cause, "cause", None) or cause
-    message = f"run {name}: {type(inner).__name__}: {inner}"
-    # That the teacher is away may pass; the run goes on from its last checkpoint when it is started again.
-    away = (TeacherUnavailableError, DeadlineExceededError)
-    return TeacherUnavailableError(message) if isinstance(inner, away) else TrainError(message)
+    """Returns why a run failed, without Ray's wrapping: its teacher is away, or the first worker's error."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    causes = [failures[rank] for rank in sorted(failures)]
+    inner = [getattr(cause, "cause", None) or cause for cause in causes]
+    # That the teacher is away may pass; the run goes on from its last checkpoint when it is started again. A
+    # worker that it is away for ends, and the others miss that one.
+    away = [each for each in inner if isinstance(each, (TeacherUnavailableError, DeadlineExceededError))]
+    told = [*away, *inner][0]
+    message = f"run {name}: {type(told).__name__}: {told}"
+    return TeacherUnavailableError(message) if away else TrainError(message)
