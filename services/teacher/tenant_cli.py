@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from preceptor.cli import EXIT_USAGE, config_errors, console, fail
-from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, new_key
+from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, forget_unfinished, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,10 +181,12 @@ def revoke(file: File, name: Name) -> None:
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Keeps other commands from changing the file while open: the last one would undo what the first did."""
-    lock = file.with_name(f".{file.name}.lock")
+    place = file.resolve()  # whatever links lead to it
+    lock = place.with_name(f".{place.name}.lock")
     try:
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
+            forget_unfinished(place)
             yield
     except OSError as error:
         fail(f"{file}: can't be written: {error.strerror}")
