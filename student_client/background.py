@@ -68,9 +68,8 @@ def result_of(future: Future[ResultT], what: str, timeout_s: float) -> ResultT:
     try:
         return future.result(timeout_s)
     except TimeoutError:
-        if future.done():  # its own
-            raise
-        future.cancel()
+        if not future.cancel():  # it has ended: with an error of its own, or just now
+            return future.result(timeout_s)
         raise DeadlineExceededError(
             f"{what}: nothing came of it within {timeout_s:g} s; the conversations' thread hangs"
         ) from None

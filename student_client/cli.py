@@ -82,6 +82,7 @@ def train(
         typer.Option("--set", help="NAME=VALUE replaces a field, e.g. losses.kd=1"),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,
+    fresh_once: Annotated[str, typer.Option(hidden=True, help="The same, once for each text.")] = "",
     as_json: Json = False,
 ) -> None:
     """Fine-tune a student with Ray Train, against a served teacher.
@@ -96,7 +97,7 @@ def train(
     from student_client.train import TrainError
 
     try:
-        result = _run(settings, fresh=fresh)
+        result = _run(settings, fresh=fresh_once or fresh)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
     except TeacherUnavailableError as error:
@@ -113,7 +114,7 @@ def train(
     _print_result(result, as_json=as_json)
 
 
-def _run(settings: TrainConfig, *, fresh: bool) -> TrainResult:
+def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
     """Trains with a progress bar; mistakes are told before Ray is started, if it can be told without."""
     from student_client.train import check, check_folder, check_resources, local_ray
     from student_client.train import train as run_training

@@ -101,7 +101,10 @@ class ExampleSource(Protocol):
         world_size: int = 1,
         first_batch: int = 0,
     ) -> Iterator[Batch]:
-        """Yields a worker's share of every batch of an epoch; a batch smaller than the workers is left out.
+        """Yields a worker's share of every batch of an epoch.
+
+        Where there are fewer rows than workers, those beyond them have one of another's, so that all take
+        every step.
 
         Args:
             batch_size: examples of all workers together.
@@ -166,8 +169,12 @@ class Examples:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = split_rows(torch.randperm(len(self), generator=generator), batch_size)
         for rows in itertools.islice(batches, first_batch, None):
-            if len(rows) >= world_size:
-                yield self.select(rows[rank::world_size])
+            yield self.select(share_of(rows, rank, world_size))
+
+
+def share_of(rows: Tensor, rank: int, world_size: int) -> Tensor:
+    """Returns a worker's share of a batch's rows, see `ExampleSource.shuffled`."""
+    return rows[rank % len(rows) :: world_size]
 
 
 def split_rows(rows: Tensor, size: int) -> Iterator[Tensor]:

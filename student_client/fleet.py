@@ -86,7 +86,9 @@ class Fleet:
         ]
         self._changed: list[str] = []
         self._states = {
-            name: StudentState(fresh=True) if name in self._fresh else self._known(known.get(name), run)
+            name: StudentState(fresh=uuid.uuid4().hex)
+            if name in self._fresh
+            else self._known(known.get(name), run)
             for name, run in self._runs.items()
         }
 
@@ -119,9 +121,8 @@ class Fleet:
             self._refuse_changed()
             if resume:
                 self.resume()
-            for name, student in self._states.items():
-                if student.fresh:
-                    self._files.forget_to_stop(name)
+            for name in self._fresh & self._states.keys():
+                self._files.forget_to_stop(name)
             self._write_configs()
             self._stop_earlier()
             lost_s = None
@@ -175,7 +176,6 @@ class Fleet:
             if student.state == "running":
                 job = self._jobs.job(student.submission_id)
                 if job.status != "gone":
-                    student.fresh = False  # it was taken
                     self._submitted.add(student.submission_id)
                 if job.has_ended:
                     self._settle(name, student, job)
@@ -197,7 +197,7 @@ class Fleet:
         log = self._keep_log(name, student, job)
         # A job may die, or be forgotten, after its run has ended well.
         if job.status == "succeeded" or self._progress[name].ended_since(student.started_s):
-            student.state, student.error = "done", ""
+            student.state, student.error, student.fresh = "done", "", ""
         elif job.status == "stopped" or self._files.is_asked_to_stop(name):
             student.state = "stopped"
         else:

@@ -67,8 +67,8 @@ class Job:
 class Jobs(Protocol):
     """Where a fleet's jobs run; all methods may raise `JobServerError`."""
 
-    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
-        """Starts the job of a run, by its name."""
+    def submit(self, submission_id: str, run: str, *, fresh: str) -> None:
+        """Starts the job of a run, by its name; an earlier run is deleted once for each text of `fresh`."""
         ...
 
     def job(self, submission_id: str) -> Job:
@@ -105,12 +105,14 @@ class RayJobs:
         with _errors(f"job server {address}"):
             self._client = _client(address)
 
-    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
+    def submit(self, submission_id: str, run: str, *, fresh: str) -> None:
         """See `Jobs`."""
         words = [self._python, "-m", "student_client", "train", f"{run}.yaml", "--json"]
+        if fresh:
+            words += ["--fresh-once", fresh]
         with _errors(f"job {submission_id}"):
             self._client.submit_job(
-                entrypoint=shlex.join([*words, "--fresh"] if fresh else words),
+                entrypoint=shlex.join(words),
                 submission_id=submission_id,
                 runtime_env=self._runtime_env(),
                 metadata={"preceptor_run": run},

@@ -33,7 +33,8 @@ class StudentState:
         attempts: jobs so far, since it was last asked to run.
         error: why it failed, or why its last job did; empty if none did.
         started_s: when its last job was submitted, in seconds of the epoch.
-        fresh: whether its next job deletes an earlier run first.
+        fresh: names the wish, if there is one, that an earlier run is deleted first. All its jobs are told,
+            since nobody knows how far those came that were lost; they heed it once.
     """
 
     state: State = "waiting"
@@ -42,7 +43,7 @@ class StudentState:
     attempts: int = 0
     error: str = ""
     started_s: float = 0.0
-    fresh: bool = False
+    fresh: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,12 @@ class FleetFiles:
         path = self.folder / _STATE_FILE
         if not path.exists():
             return {}
-        return {name: StudentState(**each) for name, each in json.loads(path.read_text()).items()}
+        known = json.loads(path.read_text())
+        # It was a boolean once.
+        return {
+            name: StudentState(**each | {"fresh": str(each.get("fresh") or "")})
+            for name, each in known.items()
+        }
 
     def save(self, states: dict[str, StudentState]) -> None:
         """Writes the states in one piece."""

@@ -105,9 +105,8 @@ class StudentRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch."""
-        full, rest = divmod(len(self.splits.train), self.config.batch_size)
-        return full + (rest >= self._world_size)
+        """Steps of one epoch, however many workers share them: checkpoints are found by their steps."""
+        return math.ceil(len(self.splits.train) / self.config.batch_size)
 
     @property
     def step(self) -> int:
@@ -169,6 +168,8 @@ class StudentRun:
             outcome: Outcome = self._parallel(moved, ahead)
         of_task = outcome.num_tokens * self._world_size / total.tokens
         of_rows = len(part.labels) * self._world_size / total.rows
+        if self._rank >= total.rows:  # its row is another's
+            of_task = of_rows = 0.0
         if of_task == of_rows == 1:
             torch.autograd.backward(outcome.loss)  # exactly as it is
         else:
@@ -188,7 +189,8 @@ class StudentRun:
         rows = min(self.config.batch_size, left)
         if self.config.data.task != "tokens":
             return _Size(rows, rows)
-        return _Size(rows, max(self._sum_over_workers(num_tokens(batch.labels)), 1))
+        own = num_tokens(batch.labels) if self._rank < rows else 0
+        return _Size(rows, max(self._sum_over_workers(own), 1))
 
     def _keep_best(self) -> None:
         self.last_valid = value = self.evaluate(self.splits.valid)

@@ -23,6 +23,7 @@ from student_client.data import (
     classes_of,
     examples_of,
     read_examples,
+    share_of,
     split_rows,
 )
 from student_client.preparation import Preparation
@@ -178,8 +179,7 @@ class Stream:
             order = torch.randperm(len(window), generator=generator)
             to_skip = max(first_batch - number * batches_a_window, 0)
             for batch in itertools.islice(split_rows(order, batch_size), to_skip, None):
-                if len(batch) >= world_size:
-                    yield window.take(batch[rank::world_size].numpy())
+                yield window.take(share_of(batch, rank, world_size).numpy())
 
     def _prepare(self, rows: list[dict[str, Any]]) -> Batch:
         check_values(self._source, rows, self._config, numbered=False)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -27,10 +26,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from preceptor.local_ray import connected_ray
 from student_client.checkpoints import ResumeError
+from student_client.clearing import clear_run
 from student_client.data_config import resolve_source
 from student_client.environment import environment
 from student_client.errors import DeadlineExceededError, TeacherUnavailableError
-from student_client.locks import LOCK_FILE, folder_lock
+from student_client.locks import folder_lock
 from student_client.records import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -94,7 +94,7 @@ def local_ray(num_cpus: int = 8) -> Iterator[bool]:
 def train(
     config: TrainConfig,
     *,
-    fresh: bool = False,
+    fresh: str | bool = False,
     checked: bool = False,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
@@ -102,7 +102,8 @@ def train(
 
     Args:
         config: of the run.
-        fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed.
+        fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed. A
+            text names the wish: they are deleted once, however often the run is started with it.
         checked: whether `check_folder` and `check` have passed it already.
         on_progress: called in this thread with each new line of the run's `metrics.jsonl`.
 
@@ -118,19 +119,9 @@ def train(
         check(config)
     config = _resolved(config)
     with folder_lock(config.folder, "another process trains this run; give this one another name"):
-        if fresh:
-            _clear(config.folder)
+        clear_run(config.folder, fresh=fresh)
         _check_same(config)  # another process may have been here since
         return _train(config, on_progress)
-
-
-def _clear(folder: Path) -> None:
-    """Deletes an earlier run, but not the lock that is held on its folder."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
 
 
 def _train(config: TrainConfig, on_progress: Callable[[dict[str, Any]], None] | None) -> TrainResult:
@@ -182,7 +173,7 @@ def check_resources(config: TrainConfig) -> None:
             )
 
 
-def check_folder(config: TrainConfig, *, fresh: bool = False) -> None:
+def check_folder(config: TrainConfig, *, fresh: str | bool = False) -> None:
     """Makes sure that a run's folder can be written and holds no run of another config.
 
     Raises:
@@ -285,11 +276,13 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
 
 
 def _error_of(name: str, error: BaseException) -> TrainError | TeacherError:
-    """Returns the error of the first worker that failed, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None)
-    cause = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
-    inner = getattr(cause, "cause", None) or cause
-    message = f"run {name}: {type(inner).__name__}: {inner}"
-    # That the teacher is away may pass; the run goes on from its last checkpoint when it is started again.
-    away = (TeacherUnavailableError, DeadlineExceededError)
-    return TeacherUnavailableError(message) if isinstance(inner, away) else TrainError(message)
+    """Returns why a run failed, without Ray's wrapping: its teacher is away, or the first worker's error."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    causes = [failures[rank] for rank in sorted(failures)]
+    inner = [getattr(cause, "cause", None) or cause for cause in causes]
+    # That the teacher is away may pass; the run goes on from its last checkpoint when it is started again. A
+    # worker that it is away for ends, and the others miss that one.
+    away = [each for each in inner if isinstance(each, (TeacherUnavailableError, DeadlineExceededError))]
+    told = [*away, *inner][0]
+    message = f"run {name}: {type(told).__name__}: {told}"
+    return TeacherUnavailableError(message) if away else TrainError(message)

@@ -85,12 +85,26 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def put_folder(folder: Path, place: Path) -> None:
-    """Moves a folder, once all of it is on the disk, to a place; what was there moves beside where it was."""
+    """Moves a folder, once all of it is on the disk, to a place; what was there takes the folder's.
+
+    Whoever is killed between has left what was there beside it, as NAME-before-RANDOM.
+
+    Raises:
+        OSError: it can't be moved; what was there still is.
+    """
     for path in (*folder.rglob("*"), folder):
         _sync(path)
-    if place.exists():
-        place.replace(folder.with_name(f"{folder.name}-before"))
-    folder.replace(place)
+    if not place.exists():
+        folder.replace(place)
+    else:
+        before = place.with_name(f"{place.name}-before-{uuid.uuid4().hex[:_NUM_RANDOM]}")
+        place.replace(before)
+        try:
+            folder.replace(place)
+        except BaseException:
+            before.replace(place)
+            raise
+        before.replace(folder)
     _sync(place.parent)
 
 

@@ -176,6 +176,14 @@ def test_workers_see_every_example_of_a_batch_once(tmp_path: Path) -> None:
         assert sorted(both.tolist()) == sorted(batch.student["n"].tolist())
 
 
+def test_a_worker_without_a_row_of_its_own_has_anothers() -> None:
+    examples = Examples({"n": torch.arange(10)}, tuple("abcdefghij"), torch.arange(10))
+    shares = [list(examples.shuffled(8, seed=1, epoch=0, rank=rank, world_size=5)) for rank in range(5)]
+    rows = [share[-1].student["n"].tolist() for share in shares]
+    assert [len(each) for each in rows] == [1] * 5
+    assert rows[2:] == [rows[0], rows[1], rows[0]]
+
+
 def test_a_batch_in_parts_is_the_batch() -> None:
     examples = Examples({"n": torch.arange(5)}, tuple("abcde"), torch.arange(5))
     parts = examples.example(5).parts(3)

@@ -132,6 +132,23 @@ def test_a_wait_ends_also_where_the_conversations_thread_hangs() -> None:
     assert never.cancelled()
 
 
+def test_what_comes_at_the_last_moment_has_come() -> None:
+    class Late(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            try:
+                return super().result(timeout)
+            except TimeoutError:
+                if not self.done():
+                    self.set_result(7)
+                raise
+
+    assert background.result_of(Late(), "turn 7", 0.01) == 7
+    failed: Future[None] = Future()
+    failed.set_exception(TimeoutError("its own"))
+    with pytest.raises(TimeoutError, match="its own"):
+        background.result_of(failed, "turn 7", 0.01)
+
+
 def test_codec_versions_count_changes_of_content() -> None:
     versions = CodecVersions()
     parameters = {"weight": torch.ones(2), "bias": torch.zeros(2)}

@@ -60,20 +60,19 @@ def test_a_batch_in_parts_teaches_what_it_teaches_in_one(
     parts.close()
 
 
+# The last batch: 48 = 3 x 13 + 9 examples, so one worker has 5 and the other 4; 48 = 47 + 1, so one has none.
+@pytest.mark.parametrize(("batch_size", "num_before"), [(13, 3), (47, 1)])
 def test_the_mean_of_the_workers_gradients_is_that_of_the_whole_batch(
-    table: Path, row_server: ToyServer
+    table: Path, row_server: ToyServer, batch_size: int, num_before: int
 ) -> None:
-    config = silent_config(table, row_server)
+    config = silent_config(table, row_server, batch_size=batch_size)
     whole, *workers = (
         StudentRun(config, rank=rank, world_size=size) for rank, size in ((0, 1), (0, 2), (1, 2))
     )
-    # The last batch: 48 = 3 x 13 + 9 examples, so one worker has 5 and the other 4.
     for run in (whole, *workers):
-        run._batches_done = 3
-        shuffled = run.splits.train.shuffled(
-            13, seed=0, epoch=0, rank=run._rank, world_size=run._world_size, first_batch=3
-        )
-        (batch,) = list(shuffled)
+        run._batches_done = num_before
+        size = {"rank": run._rank, "world_size": run._world_size}
+        (batch,) = run.splits.train.shuffled(batch_size, seed=0, epoch=0, first_batch=num_before, **size)
         run._backward(batch, None, run._global_size(batch))
     for name, expected in whole.objective.named_parameters():
         shares = [dict(run.objective.named_parameters())[name].grad for run in workers]
@@ -113,6 +112,28 @@ def test_a_run_that_stopped_in_mid_epoch_goes_on_exactly(
     assert [step["loss"] for step in got] + losses_of(second) == expected
     for run in (whole, first, second):
         run.close()
+
+
+def test_a_run_whose_workers_change_goes_on_from_its_newest_checkpoint(table: Path, tmp_path: Path) -> None:
+    config = make_config(table, None, batch_size=47, epochs=6, optimizer={"schedule": "cosine"})
+
+    def trained(folder: Path, *world_sizes: int) -> list[tuple[int, float]]:
+        """Returns steps and learning rate after each of two epochs with so many workers."""
+        folder.mkdir()
+        after: list[tuple[int, float]] = []
+        for world_size in world_sizes:
+            run = StudentRun(config, world_size=world_size)
+            if after:
+                load(run, folder)
+            for _ in range(2):
+                list(run.train_epoch())
+                save(run, folder)
+                after.append((run.step, run._optimizer.param_groups[0]["lr"]))
+        return after
+
+    after = trained(tmp_path / "changed", 1, 2, 1)
+    assert [step for step, _ in after] == [2, 4, 6, 8, 10, 12]
+    assert after == trained(tmp_path / "same", 1, 1, 1)
 
 
 def test_the_pace_counts_by_lap_and_by_epoch() -> None:

@@ -66,6 +66,9 @@ def test_two_workers_share_the_batches_of_one_and_a_resumed_epoch_goes_on(folder
         assert (first, second) == (batch[0::2], batch[1::2])
     for done in (1, 3):
         assert numbers(stream.shuffled(12, seed=0, epoch=0, first_batch=done)) == expected[done:]
+    # The last batch has four rows.
+    (last,) = numbers(stream.shuffled(12, seed=0, epoch=0, rank=5, world_size=6, first_batch=3))
+    assert last == [expected[3][1]]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl", "on_disk"])

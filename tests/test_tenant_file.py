@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import stat
 import subprocess
 import sys
@@ -187,6 +189,35 @@ def test_a_changed_file_stays_where_and_whose_it_is(file: Path) -> None:
     assert len(Tenants.load(file).tenants["support"].keys) == 2
     assert not list(file.parent.glob(".tenants.yaml.*.part"))
     assert [each.name for each in file.parent.glob(".*.lock")] == [".tenants.yaml.lock"]  # one for both names
+
+
+@pytest.mark.parametrize("name", ["tenants.yaml", "ten[a].yaml"])
+def test_what_a_killed_writer_left_is_in_nobodys_way_and_goes_with_the_next_command(
+    tmp_path: Path, name: str
+) -> None:
+    file, link, other = tmp_path / name, tmp_path / "link.yaml", tmp_path / f".other-{name}.1.part"
+    invoke("add", file, "support")
+    link.symlink_to(file)
+    other.touch()
+    lines = [
+        "import os, signal, sys",
+        "from pathlib import Path",
+        "from services.teacher.tenants import Tenants",
+        "def kill(event, _):",
+        "    if event == 'os.rename':",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+        "sys.addaudithook(kill)",
+        "Tenants(tenants={}).save(Path(sys.argv[1]))",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), str(file)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+    (left,) = set(tmp_path.glob("*.part")) - {other}
+    # In a container every writer is process 1.
+    left.rename(file.with_name(f".{name}.{os.getpid()}.part"))
+    Tenants.load(file).save(file)
+    invoke("rotate", link, "support")
+    assert set(tmp_path.iterdir()) == {file, link, other, file.with_name(f".{name}.lock")}
+    assert set(Tenants.load(file).tenants) == {"support"}
 
 
 def test_commands_at_the_same_time_undo_nothing(file: Path) -> None:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
+from ray.train import WorkerGroupError
 
 from services.teacher.families import load_teacher
 from student_client.checkpoints import Checkpoints, ResumeError
 from student_client.config import TrainConfig
+from student_client.errors import DeadlineExceededError, TeacherUnavailableError
 from student_client.records import CONFIG_FILE, config_digest, read_new_lines
 from student_client.run import StudentRun
 from student_client.students import build_student
-from student_client.train import check_folder
+from student_client.train import TrainError, _error_of, check_folder
 from tests.toy import NUM_IDS
 from tests.toy_server import ToyServer
 from tests.toy_student import row_config
@@ -244,6 +246,17 @@ def test_unknown_arguments_of_a_factory_are_named(table: Path) -> None:
     student = make_config(table, None).student.model_copy(update={"kwargs": {"widht": 3}})
     with pytest.raises(ValueError, match="widht"):
         build_student(student, num_classes=2)
+
+
+def test_that_the_teacher_is_away_counts_more_than_what_other_workers_say() -> None:
+    missed, away = RuntimeError("Connection closed by peer"), DeadlineExceededError("turn 7")
+    error = _error_of("toy", WorkerGroupError("failed", {0: missed, 1: away}))
+    assert (type(error), str(error)) == (
+        TeacherUnavailableError,
+        "run toy: DeadlineExceededError: turn 7",
+    )
+    error = _error_of("toy", WorkerGroupError("failed", {1: ValueError("later"), 0: missed}))
+    assert (type(error), str(error)) == (TrainError, "run toy: RuntimeError: Connection closed by peer")
 
 
 def test_what_a_run_can_not_be_is_told_before_anything_starts(table: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["table"]
 
 ROOM_BYTES = 1024
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 @contextlib.contextmanager
@@ -88,7 +89,7 @@ def test_a_writer_that_is_killed_leaves_what_was_there_and_its_rest_goes_with_th
         "from student_client.whole_files import whole_file",
         "with whole_file(pathlib.Path(sys.argv[1])) as aside:",
         "    aside.write_text('{')",
-        "    os.kill(os.getpid(), signal.SIGKILL)",
+        f"    {KILL}",
     ]
     command = [sys.executable, "-c", "\n".join(lines), str(path)]
     assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
@@ -155,6 +156,33 @@ def test_the_last_two_checkpoints_are_kept_and_no_rest_of_earlier_ones(tmp_path:
         "checkpoint_000000005",
         "checkpoint_000000007",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "kept"), [("raise OSError(5, 'no')", "export"), (KILL, "export-before-*")]
+)
+def test_a_folder_that_is_not_put_in_its_place_leaves_what_was_there(
+    tmp_path: Path, ending: str, kept: str
+) -> None:
+    for name in ("export", "temporary/student"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "name").write_text(name)
+    lines = [
+        "import os, pathlib, signal, sys, tempfile",
+        "from student_client.whole_files import put_folder",
+        "def fail(event, arguments):",
+        "    if event == 'os.rename' and str(arguments[0]).endswith('student'):",
+        f"        {ending}",
+        "sys.addaudithook(fail)",
+        "folder = pathlib.Path(sys.argv[1])",
+        "put_folder(folder / 'temporary' / 'student', folder / 'export')",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), str(tmp_path)]
+    assert subprocess.run(command, check=False, timeout=60, stderr=subprocess.DEVNULL).returncode
+    (place,) = tmp_path.glob(kept)
+    assert (place / "name").read_text() == "export"
+    assert (tmp_path / "temporary" / "student" / "name").read_text() == "temporary/student"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_export_that_the_disk_has_no_room_for_leaves_the_earlier_one(tmp_path: Path) -> None:

@@ -30,22 +30,29 @@ def fleet_of(folder: Path, **changes: Any) -> FleetConfig:
 
 
 class Cluster:
-    """Jobs that run until a test ends them."""
+    """Jobs that run until a test ends them.
+
+    Attributes:
+        started: their runs, and whether an earlier one was to be deleted.
+        wishes: that this is done once, as they were told.
+    """
 
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
         self.jobs: dict[str, Job] = {}
         self.printed: dict[str, str] = {}
         self.started: list[tuple[str, bool]] = []
+        self.wishes: list[str] = []
         self.is_away = False
         self.loses_answer = False
         self.refusal = ""
 
-    def submit(self, submission_id: str, run: str, *, fresh: bool) -> None:
+    def submit(self, submission_id: str, run: str, *, fresh: str) -> None:
         self._answer()
         if self.refusal:
             raise JobRefusedError(self.refusal)
-        self.started.append((run, fresh))
+        self.started.append((run, bool(fresh)))
+        self.wishes.append(fresh)
         self.jobs[submission_id] = Job("running")
         if self.loses_answer:
             raise JobServerError("the connection was reset")

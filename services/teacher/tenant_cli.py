@@ -38,7 +38,7 @@ from services.teacher.tenant_options import (
     tenant_of,
     terms_of,
 )
-from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, new_key
+from services.teacher.tenants import TENANT_NAME, Tenant, TenantKey, Tenants, forget_unfinished, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,6 +196,7 @@ def _alone(file: Path) -> Iterator[None]:
     try:
         with lock.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
+            forget_unfinished(file)
             yield
     except OSError as error:
         fail(f"{file}: can't be written: {error.strerror}")

@@ -7,6 +7,8 @@ it too.
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import hmac
 import os
@@ -30,9 +32,11 @@ __all__ = [
     "Tenant",
     "TenantKey",
     "Tenants",
+    "forget_unfinished",
     "new_key",
 ]
 
+_NUM_RANDOM_BYTES = 4
 TENANT_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MIN_AMOUNT, MAX_AMOUNT = 0.001, 1e9
 MAX_COUNT = 10**9
@@ -121,7 +125,7 @@ class Tenants(_Model):
         """
         path = path.resolve()
         before = path.stat() if path.exists() else None
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(_NUM_RANDOM_BYTES)}.part")
         aside.touch(mode=0o600, exist_ok=False)
         try:
             with aside.open("w") as file:
@@ -134,6 +138,7 @@ class Tenants(_Model):
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+        _sync_names(path.parent)
 
     def changed(self, name: str, tenant: Tenant) -> Tenants:
         """Returns the same with a tenant put in, or in another's place."""
@@ -142,6 +147,25 @@ class Tenants(_Model):
     def without(self, name: str) -> Tenants:
         """Returns the same without a tenant."""
         return Tenants(tenants={other: each for other, each in self.tenants.items() if other != name})
+
+
+def forget_unfinished(path: Path) -> None:
+    """Deletes what writers of a file of tenants have left that were killed; while nobody writes it."""
+    path = path.resolve()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)
+
+
+def _sync_names(folder: Path) -> None:
+    """Has the names in a folder survive a loss of power, where the file system can."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
 
 
 def new_key(name: str) -> tuple[str, TenantKey]:
