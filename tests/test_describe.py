@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,3 +69,18 @@ def test_half_a_pair_of_files_is_told_in_the_commands_own_words(file: Path) -> N
 
 def test_help_names_the_tokens_variable() -> None:
     assert "PRECEPTOR_TOKEN" in run("describe", "--help").output
+
+
+def test_grpcs_own_words_do_not_stand_beside_the_error(secure: tuple[str, ...], tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    words = [*secure[:2], "--ca", str(Authority(tmp_path, "stranger").ca_file)]
+    result = subprocess.run(
+        [sys.executable, "-c", "from preceptor.cli import main; main()", *words],
+        env={**environment, "COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 4
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: no replica of")

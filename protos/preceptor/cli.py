@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
@@ -146,4 +147,6 @@ def _options(
 
 def main(*args: Any, **kwargs: Any) -> None:
     """Runs the command."""
+    # What gRPC prints by itself stands beside errors that say it better; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     build()(*args, **kwargs)

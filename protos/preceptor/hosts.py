@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["host_of", "is_loopback"]
+__all__ = ["host_of", "is_any", "is_loopback"]
 
 
 def host_of(target: str) -> str:
@@ -18,3 +18,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_any(host: str) -> bool:
+    """Whether it stands for all addresses of the machine: to be listened on, not to be connected to."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
