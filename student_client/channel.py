@@ -39,9 +39,13 @@ def open_channel(target: str, options: ClientOptions) -> grpc.aio.Channel:
 
 
 def with_hint(problem: str, options: ClientOptions) -> str:
-    """Returns what gRPC says of a failed connection and, if it looks so, that the scheme is wrong."""
+    """Returns what gRPC says of a failed connection and, if it looks so, which option is wrong."""
     if options.tls is not None and "WRONG_VERSION_NUMBER" in problem:
         return f"{problem}; no TLS is spoken there, expected preceptor://"
     if options.tls is None and "failed to connect" in problem and "Socket closed" in problem:
         return f"{problem}; does it speak TLS, at preceptors://?"
+    if "Hostname Verification Check failed" in problem:
+        return f"{problem}; the name in the certificate is options.tls.server_name (--server-name)"
+    if "CERTIFICATE_VERIFY_FAILED" in problem:
+        return f"{problem}; expected a certificate of an authority in options.tls.ca_file (--ca), not expired"
     return problem

@@ -42,26 +42,24 @@ def describe(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Your certificate, PEM, if it wants one.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    server_name: Annotated[
+        str | None, typer.Option(help="The name in the teacher's certificate; default: the address's host.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="The file with your team's token; default: PRECEPTOR_TOKEN, if set.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a served teacher is and what it accepts."""
-    from student_client.client import TeacherClient
-    from student_client.errors import TeacherError, TeacherUnavailableError
-    from student_client.options import ClientOptions, TlsOptions
+    """Say what a served teacher is and what it accepts.
 
-    try:
-        tls = TlsOptions(ca_file=ca, certificate_file=certificate, key_file=key)
-        options = ClientOptions(tls=tls if tls != TlsOptions() else None)
-        response = TeacherClient(address, options).describe()
-    except ValueError as error:
-        fail(str(error), EXIT_USAGE)
-    except TeacherUnavailableError as error:
-        fail(str(error), EXIT_UNREACHABLE)
-    except TeacherError as error:
-        fail(str(error))
-    facts = MessageToDict(
-        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    A teacher that asks for a token gets that of --token-file, or the one in the variable PRECEPTOR_TOKEN.
+
+    Example: preceptor describe preceptors://teacher.example:41500 --ca ca.pem --token-file support.token
+    """
+    if (certificate is None) != (key is None):
+        fail("--certificate, --key: got one of them, expected both or none", EXIT_USAGE)
+    tls = {"ca_file": ca, "certificate_file": certificate, "key_file": key, "server_name": server_name}
+    facts = _described(address, token_file, {name: value for name, value in tls.items() if value is not None})
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -72,6 +70,27 @@ def describe(
         console.print(table)
 
 
+def _described(address: str, token_file: Path | None, tls: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a teacher says of itself; ends the command if it says nothing."""
+    from student_client.client import TeacherClient
+    from student_client.errors import TeacherError, TeacherUnavailableError
+    from student_client.options import ClientOptions, TlsOptions
+
+    try:
+        options = ClientOptions(token_file=token_file, tls=TlsOptions(**tls) if tls else None)
+        response = TeacherClient(address, options).describe()
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
+    except TeacherUnavailableError as error:
+        fail(str(error), EXIT_UNREACHABLE)
+    except TeacherError as error:
+        fail(str(error))
+    facts: dict[str, Any] = MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return facts
+
+
 @needs_extra("train", "ray", "safetensors")
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file; see examples/text/intent.yaml.")],
@@ -79,7 +98,7 @@ def train(
     teacher: Annotated[str | None, typer.Option(help="Teacher's address, instead of the config's.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. losses.kd=1"),
+        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. losses.kd=1; paths start here."),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,
     fresh_once: Annotated[str, typer.Option(hidden=True, help="The same, once for each text.")] = "",
@@ -116,7 +135,8 @@ def train(
 
 def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
     """Trains with a progress bar; mistakes are told before Ray is started, if it can be told without."""
-    from student_client.train import check, check_folder, check_resources, local_ray
+    from student_client.cluster import check_resources, check_token
+    from student_client.train import check, check_folder, local_ray
     from student_client.train import train as run_training
 
     check_folder(settings, fresh=fresh)
@@ -125,6 +145,8 @@ def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
     with local_ray() as is_own, _progress(settings) as progress:
         if is_own:
             check_resources(settings)
+        else:
+            check_token(settings)
         task = progress.add_task(settings.name, total=None, note="starting")
         notes = {"steps": "", "epoch": ""}
 

@@ -6,6 +6,8 @@ One YAML file says what is trained, on what data, by which losses and against wh
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -222,7 +224,8 @@ class TrainConfig(_Config):
         Args:
             path: the file.
             overrides: values by dotted name that replace those of the file, for example
-                `{"teacher.address": "preceptor://127.0.0.1:41500"}`; paths in them are used as they are.
+                `{"teacher.address": "preceptor://127.0.0.1:41500"}`; relative paths in them are relative to
+                the current folder: they are typed in a shell.
 
         Raises:
             OSError: the file can't be read.
@@ -230,7 +233,10 @@ class TrainConfig(_Config):
         """
         data = cls.resolve(read_fields(path), path.resolve().parent)
         for name, value in (overrides or {}).items():
-            put(data, name.split("."), value)
+            keys = name.split(".")
+            change: dict[str, Any] = {}
+            put(change, keys, value)
+            put(data, keys, functools.reduce(operator.getitem, keys, cls.resolve(change, Path.cwd())))
         return cls.model_validate(data)
 
     @staticmethod

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from student_client.options import ClientOptions, TlsOptions
 
-__all__ = ["credentials_of", "metadata_of"]
+__all__ = ["TOKEN_VARIABLE", "credentials_of", "denied", "has_token_variable", "metadata_of"]
+
+TOKEN_VARIABLE = "PRECEPTOR_TOKEN"  # noqa: S105 - its name
 
 _TOKEN = re.compile(rb"[a-z0-9][a-z0-9_-]{0,62}\.[A-Za-z0-9_-]{16,256}")
-_TOKEN_VARIABLE = "PRECEPTOR_TOKEN"  # noqa: S105 - its name
 
 
 def credentials_of(options: TlsOptions) -> grpc.ChannelCredentials:
@@ -59,12 +60,33 @@ def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], .
 def _token_of(path: Path | None) -> str:
     """Returns the token, empty if there is none; what is wrong with it is told without it."""
     try:
-        content = os.environ.get(_TOKEN_VARIABLE, "").encode() if path is None else path.read_bytes()
+        content = os.environ.get(TOKEN_VARIABLE, "").encode() if path is None else path.read_bytes()
     except OSError as error:
         raise AccessError(f"token_file: {error.filename} can't be read: {error.strerror}") from None
     content = content.strip()
     if path is None and not content:
         return ""
     if _TOKEN.fullmatch(content) is None:
-        raise AccessError(f"{path or _TOKEN_VARIABLE}: got something that is no token, expected NAME.SECRET")
+        raise AccessError(f"{path or TOKEN_VARIABLE}: got something that is no token, expected NAME.SECRET")
     return content.decode("ascii")
+
+
+def has_token_variable() -> bool:
+    """Whether this process has a token in its environment."""
+    return bool(os.environ.get(TOKEN_VARIABLE, "").strip())
+
+
+def denied(cause: str, options: ClientOptions) -> AccessError:
+    """Returns the error of a student that a teacher does not let in, with what helps, if it is known.
+
+    Args:
+        cause: what the teacher said.
+        options: with which it was talked to.
+    """
+    if options.token_file is None and not has_token_variable():
+        return AccessError(
+            f"{cause}; name a token_file (options.token_file, --token-file), or set {TOKEN_VARIABLE}"
+        )
+    if "not known" in cause:
+        return AccessError(f"{cause}; ask whoever runs the teacher for another one")
+    return AccessError(cause)

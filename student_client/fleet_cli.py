@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.live import Live
@@ -188,13 +188,15 @@ def _run(
     resume: bool = False,
 ) -> None:
     from student_client.fleet import Fleet
-    from student_client.fleet_jobs import JobServerError, RayJobs, job_server
+    from student_client.fleet_jobs import JobServerError, RayJobs, check_token, job_server
     from student_client.fleet_state import FleetFiles
     from student_client.locks import FolderLockedError
 
     is_own = False
     try:
         with job_server(address or settings.address) as (url, is_own):
+            if not is_own:
+                check_token(settings)
             python = sys.executable if is_own else "python"
             console.print(f"fleet [bold]{settings.name}[/]: {len(settings.runs)} students, jobs at {url}")
             jobs = RayJobs(url, settings.job, FleetFiles(settings.folder).configs, python=python)
@@ -214,9 +216,13 @@ def _run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(settings, views, as_json=as_json)
     if not all_done:
-        num_left = sum(each.state.state != "done" for each in views)
-        console.print(f"[bold red]{num_left} of {len(views)} are not done[/]")
-        raise typer.Exit(EXIT_FAILED)
+        _fail_for(views)
+
+
+def _fail_for(views: Sequence[StudentView]) -> NoReturn:
+    num_left = sum(each.state.state != "done" for each in views)
+    console.print(f"[bold red]{num_left} of {len(views)} are not done[/]")
+    raise typer.Exit(EXIT_FAILED)
 
 
 def _load(path: Path) -> FleetConfig:

@@ -16,15 +16,16 @@ from urllib.parse import urlsplit
 import preceptor
 import student_client
 from preceptor.local_ray import LocalRayError, connected_ray
+from student_client.credentials import TOKEN_VARIABLE, has_token_variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ray.job_submission import JobSubmissionClient
 
-    from student_client.fleet_config import JobSettings
+    from student_client.fleet_config import FleetConfig, JobSettings
 
-__all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "job_server"]
+__all__ = ["Job", "JobRefusedError", "JobServerError", "Jobs", "RayJobs", "check_token", "job_server"]
 
 _STATUS = re.compile(r"status code (\d{3})")
 _MAX_ERROR_LENGTH = 500
@@ -181,6 +182,25 @@ def _errors(what: str) -> Iterator[None]:
         is_refusal = isinstance(error, ValueError) or _status_of(text) in _REFUSALS
         kind = JobRefusedError if is_refusal and not isinstance(error, OSError) else JobServerError
         raise kind(f"{what}: {_shortened(text)}") from None
+
+
+def check_token(config: FleetConfig) -> None:
+    """Makes sure that students have their token where jobs get nothing of this process's environment.
+
+    It is not sent along: whoever may see the cluster's jobs could read it.
+
+    Raises:
+        ValueError: one would have to have it from there.
+    """
+    if not has_token_variable() or TOKEN_VARIABLE in config.job.env_vars:
+        return
+    without = [run.name for run in config.runs if run.teacher and run.teacher.options.token_file is None]
+    if without:
+        raise ValueError(
+            f"{TOKEN_VARIABLE}: the jobs of {', '.join(without)} do not see it; name "
+            "teacher.options.token_file, a file that the cluster's nodes have, or unset it where the teacher "
+            "asks for none (in job.env_vars whoever sees the cluster's jobs can read it)"
+        )
 
 
 def _is_url(address: str) -> bool:

@@ -11,6 +11,8 @@ from preceptor.hosts import Address, host_of, parse_address
 
 __all__ = ["Address", "ClientOptions", "TlsOptions", "parse_address"]
 
+_FILES = {"ca_file", "certificate_file", "key_file"}
+
 
 class TlsOptions(BaseModel):
     """How a client knows the teacher, and the teacher the client; files are read for each connection."""
@@ -27,6 +29,11 @@ class TlsOptions(BaseModel):
     server_name: str | None = Field(
         default=None, description="The name in the teacher's certificate; null: the address's host."
     )
+
+    def resolved(self, folder: Path) -> TlsOptions:
+        """Returns the same with paths that hold anywhere, relative ones taken from `folder`."""
+        files = self.model_dump(include=_FILES, exclude_none=True)
+        return self.model_copy(update={name: folder / path for name, path in files.items()})
 
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
@@ -69,6 +76,12 @@ class ClientOptions(BaseModel):
         description="Whether the token may be shown to other machines in the clear, where nobody else "
         "listens.",
     )
+
+    def resolved(self, folder: Path) -> ClientOptions:
+        """Returns the same with paths that hold anywhere, relative ones taken from `folder`."""
+        token_file = None if self.token_file is None else folder / self.token_file
+        tls = None if self.tls is None else self.tls.resolved(folder)
+        return self.model_copy(update={"token_file": token_file, "tls": tls})
 
     def at(self, address: Address) -> ClientOptions:
         """Returns the options as they hold at an address: with `tls`, and the name to expect, if it has TLS.

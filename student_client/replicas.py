@@ -13,12 +13,13 @@ import grpc
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.channel import open_channel
-from student_client.credentials import metadata_of
-from student_client.errors import AccessError, TeacherError
+from student_client.credentials import denied, metadata_of
+from student_client.errors import TeacherError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from student_client.errors import AccessError
     from student_client.options import ClientOptions
 
 __all__ = ["ReplicaFinder"]
@@ -63,7 +64,7 @@ class ReplicaFinder:
                 replicas = await self._ask(target, opens_conversation=opens_conversation)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _DENIED:
-                    denial = AccessError(f"{target}: {error.code().name}: {error.details()}")
+                    denial = denied(f"{target}: {error.code().name}: {error.details()}", self._options)
                 elif error.code() not in _UNREACHABLE:
                     refused.append(target)
                 continue
@@ -83,7 +84,7 @@ class ReplicaFinder:
             cause: what happened, for the message.
         """
         if code in _DENIED:
-            return AccessError(cause)
+            return denied(cause, self._options)
         # Where replicas could be asked for, it is a directory that knows of none for now.
         if code is grpc.StatusCode.UNIMPLEMENTED and not self._was_answered:
             return TeacherError(f"{cause}: no teacher is served there, or one of another version")

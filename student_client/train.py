@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 import torch
 import yaml
 from ray import train as ray_train
@@ -27,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from preceptor.local_ray import connected_ray
 from student_client.checkpoints import ResumeError
 from student_client.clearing import clear_run
+from student_client.cluster import resources_of
 from student_client.data_config import resolve_source
 from student_client.environment import environment
 from student_client.errors import DeadlineExceededError, TeacherUnavailableError
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from student_client.config import TrainConfig
     from student_client.errors import TeacherError
 
-__all__ = ["TrainError", "TrainResult", "check", "check_folder", "check_resources", "local_ray", "train"]
+__all__ = ["TrainError", "TrainResult", "check", "check_folder", "local_ray", "train"]
 
 _POLL_S = 0.2
 _JOB_PACKAGES = "working_dir_files"  # Ray's name for it
@@ -157,22 +157,6 @@ def check(config: TrainConfig) -> None:
         StudentRun(config, world_size=config.worker_range[1]).close()
 
 
-def check_resources(config: TrainConfig) -> None:
-    """Makes sure that the Ray this process is connected to, which does not grow, can run a run's workers.
-
-    Raises:
-        ValueError: it has too little of something.
-    """
-    there = ray.cluster_resources()
-    for name, value in _resources(config).items():
-        needed = value * config.worker_range[0]
-        if needed > there.get(name, 0):
-            raise ValueError(
-                f"num_workers, {name.lower()}s_per_worker: got {needed:g} {name}s in all, expected at most "
-                f"{there.get(name, 0):g}, which this Ray has"
-            )
-
-
 def check_folder(config: TrainConfig, *, fresh: str | bool = False) -> None:
     """Makes sure that a run's folder can be written and holds no run of another config.
 
@@ -218,9 +202,12 @@ def _resolved(config: TrainConfig) -> TrainConfig:
         values = {name: getattr(model, name) for name in names}
         return {name: resolve_source(value, here) for name, value in values.items() if value}
 
-    data, student = config.data, config.student
+    data, student, teacher = config.data, config.student, config.teacher
+    if teacher is not None:
+        teacher = teacher.model_copy(update={"options": teacher.options.resolved(here)})
     return config.model_copy(
         update={
+            "teacher": teacher,
             "output": config.output.resolve(),
             "data": data.model_copy(update=absolute(data, "train", "valid", "test")),
             "student": student.model_copy(update=absolute(student, "pretrained", "tokenizer")),
@@ -235,11 +222,6 @@ def _torch_config(config: TrainConfig) -> TorchConfig:
     shares_gpu = 0 < config.gpus_per_worker < 1
     # No worker waits for a lost one for ever.
     return TorchConfig(backend="gloo" if shares_gpu else None, timeout_s=config.peer_timeout_s)
-
-
-def _resources(config: TrainConfig) -> dict[str, float]:
-    resources = {"CPU": config.cpus_per_worker}
-    return {**resources, "GPU": config.gpus_per_worker} if config.gpus_per_worker else resources
 
 
 def _fit(config: TrainConfig, outcome: list[BaseException | None]) -> None:
@@ -262,7 +244,7 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
         scaling_config=ray_train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker=_resources(config),
+            resources_per_worker=resources_of(config),
         ),
         run_config=ray_train.RunConfig(
             name=config.name,

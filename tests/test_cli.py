@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from rich.text import Text
 from typer.testing import CliRunner
 
 from preceptor.cli import build
+from services.teacher.cli import _where
 from services.teacher.config import ServiceConfig
+from services.teacher.local import address_of
 
 if TYPE_CHECKING:
     from tests.toy_server import ToyServer
@@ -82,6 +85,20 @@ def test_a_wrong_service_config_names_the_field(tmp_path: Path, content: str, me
     result = run("serve", str(path))
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "told"),
+    [
+        ("127.0.0.1", "preceptor", "is ready at preceptor://127.0.0.1:41500"),
+        ("0.0.0.0", "preceptor", "all addresses, port 41500; students say preceptor://NAME:41500"),  # noqa: S104
+        ("::", "preceptors", "students say preceptors://NAME:41500, NAME as in the certificate"),
+    ],
+)
+def test_students_are_told_an_address_that_they_can_connect_to(host: str, scheme: str, told: str) -> None:
+    tls = {"certificate": "a.crt", "key": "a.key"} if scheme == "preceptors" else None
+    config = ServiceConfig.model_validate({"host": host, "tenants": "t.yaml", "insecure": True, "tls": tls})
+    assert told in Text.from_markup(_where(config, address_of(config))).plain
 
 
 def test_a_missing_extra_is_told_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,3 +129,25 @@ def test_stop_and_logs_need_no_server_where_none_is_left(fleet_file: Path) -> No
     with FleetFiles(config.folder).lock():
         done = invoke("stop", str(fleet_file), "a")
     assert "asked whoever runs the fleet to stop a" in done.output
+
+
+def test_a_token_that_jobs_elsewhere_do_not_see_is_told_before_anything_is_started(
+    fleet_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_TOKEN", "a.0123456789abcdef")
+    content = yaml.safe_load(fleet_file.read_text())
+
+    def said(**changes: Any) -> str:
+        fleet_file.write_text(yaml.safe_dump({**content, **changes}))
+        done = invoke(str(fleet_file), "--address", "http://127.0.0.1:1")
+        return f"{done.exit_code} {' '.join(done.output.split())}"
+
+    teacher: dict[str, Any] = {"address": "preceptors://teacher.example:1"}
+    guarded = {**STUDENT, "teacher": teacher}
+    assert said(base=guarded).startswith("2 error: PRECEPTOR_TOKEN: the jobs of a do not see it")
+    for changes in (
+        {"base": STUDENT},  # talks with nobody
+        {"base": guarded, "job": {"env_vars": {"PRECEPTOR_TOKEN": "a.0123456789abcdef"}}},
+        {"base": {**STUDENT, "teacher": {**teacher, "options": {"token_file": "a.token"}}}},
+    ):
+        assert re.match("1 .*error: job server http://127.0.0.1:1", said(**changes))

@@ -83,12 +83,12 @@ def test_a_talk_under_tls_is_the_talk_in_the_clear(
 
 
 @pytest.mark.parametrize(
-    ("issue", "tls"),
+    ("issue", "tls", "hint"),
     [
-        ({}, {"ca_file": "stranger"}),
-        ({"expired": True}, {}),
-        ({}, {"server_name": "another.example"}),
-        ({}, {"ca_file": None}),  # the system does not know the authority
+        ({}, {"ca_file": "stranger"}, "ca_file"),
+        ({"expired": True}, {}, "expired"),
+        ({}, {"server_name": "another.example"}, "server_name"),
+        ({}, {"ca_file": None}, "ca_file"),  # the system does not know the authority
     ],
     ids=["of another authority", "expired", "of another name", "of nobody"],
 )
@@ -99,12 +99,13 @@ def test_a_teacher_that_is_not_who_it_should_be_hears_nothing(
     tmp_path: Path,
     issue: dict[str, Any],
     tls: dict[str, Any],
+    hint: str,
 ) -> None:
     stranger = Authority(tmp_path, "stranger")
     files = {"stranger": stranger.ca_file, None: None}
     ca_file = files[tls.pop("ca_file")] if "ca_file" in tls else authority.ca_file
     with served(tiny_teacher, service_config, tls_of(authority, **issue)) as secure:
-        with pytest.raises(TeacherUnavailableError, match=r"CERTIFICATE_VERIFY_FAILED|[Hh]andshak|name"):
+        with pytest.raises(TeacherUnavailableError, match=f"; .*{hint}"):
             knock(secure, ca_file=ca_file, **tls)
         with pytest.raises(TeacherUnavailableError):
             TeacherClient(secure.address, ClientOptions(**HASTE)).describe()  # in the clear

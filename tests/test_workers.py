@@ -199,10 +199,27 @@ def test_an_attempt_that_broke_before_its_first_checkpoint_leaves_no_trace_in_th
 
 
 def test_more_than_a_fixed_ray_has_is_told_not_waited_for(address: str, table: Path) -> None:
-    from student_client.train import check_resources  # noqa: PLC0415
+    from student_client.cluster import check_resources  # noqa: PLC0415
 
     with pytest.raises(ValueError, match="cpus_per_worker: got 9 CPUs in all, expected at most 8"):
         check_resources(make_config(table, address, num_workers=18, batch_size=18))
+
+
+def test_a_token_that_workers_do_not_see_is_told_before_the_run_starts(
+    address: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from student_client.cluster import check_token  # noqa: PLC0415
+
+    environment = {"PRECEPTOR_TOKEN": "a.0123456789abcdef"}
+    config = make_config(table, address)
+    check_token(config)
+    # As in a job that was given it: its workers have it, too.
+    ray.get(ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(check_token).remote(config))
+    monkeypatch.setenv("PRECEPTOR_TOKEN", environment["PRECEPTOR_TOKEN"])
+    with pytest.raises(ValueError, match="PRECEPTOR_TOKEN: workers at RAY_ADDRESS do not see it"):
+        check_token(config)
+    teacher = {"address": address, "options": {"token_file": "a.token"}}
+    check_token(make_config(table, address, teacher=teacher))
 
 
 def test_room_for_the_workers_is_waited_for_so_long_and_no_longer(address: str, table: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-__all__ = ["Address", "host_of", "is_loopback", "is_port", "parse_address"]
+__all__ = ["Address", "host_of", "is_any", "is_loopback", "is_port", "parse_address"]
 
 _MAX_PORT = 65535
 _SCHEME, _SECURE_SCHEME = "preceptor://", "preceptors://"
@@ -58,3 +58,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_any(host: str) -> bool:
+    """Whether it stands for all addresses of the machine: to be listened on, not to be connected to."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from preceptor.hosts import is_any
 from services.teacher.audit import write_audit_to
 from services.teacher.autoscaling import QueueDelayPolicy, stats_of
 from services.teacher.config import ServiceConfig
@@ -43,7 +44,6 @@ SERVICER_FUNCTIONS = [
     "services.teacher.health.add_health_to_server",
 ]
 
-_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - told from others, not bound to
 _SETTLE_S = 10.0
 
 
@@ -99,7 +99,7 @@ class TeacherDeployment:
             raise RuntimeError("the engine's threads: got one that has ended, expected them to run")
 
     def _start_reporting(self, port: int) -> None:
-        host = ray.util.get_node_ip_address() if self._config.host in _ANY_HOST else self._config.host
+        host = ray.util.get_node_ip_address() if is_any(self._config.host) else self._config.host
         address = socket_address(host, port)
         self._reporter = Reporter(lambda: self._servicer.report(address), self._send, self._servicer.learn)
         self._reporter.start()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from preceptor.cli import config_errors, console, fail, needs_extra
-from preceptor.hosts import is_loopback
+from preceptor.cli import EXIT_USAGE, config_errors, console, fail, needs_extra
+from preceptor.hosts import is_any, is_loopback
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
@@ -41,6 +41,7 @@ def serve(
     On a machine of your own: preceptor serve --auth none
     """
     settings = _load(config, {"port": port, "auth": auth})
+    from services.teacher.files import FilesError
     from services.teacher.local import ServeError, serving
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C by default
@@ -51,17 +52,32 @@ def serve(
                 address = stack.enter_context(serving(settings, num_cpus=num_cpus))
             stack.callback(console.print, "stopping")
             if as_json:
-                typer.echo(json.dumps({"address": address, "name": settings.name}))
+                facts = {"address": address, "name": settings.name, "any_address": is_any(settings.host)}
+                typer.echo(json.dumps(facts))
             if settings.insecure and settings.tls is None and not is_loopback(settings.host):
                 console.print(
                     "[bold yellow]insecure:[/] whoever is on the way reads and changes what is said"
                 )
-            console.print(f"teacher [bold]{settings.name}[/] is ready at [bold]{address}[/]; Ctrl-C stops it")
+            console.print(f"teacher [bold]{settings.name}[/] {_where(settings, address)}; Ctrl-C stops it")
             signal.pause()
+    except FilesError as error:
+        fail(str(error), EXIT_USAGE)
     except ServeError as error:
         fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def _where(settings: ServiceConfig, address: str) -> str:
+    """Returns how students reach a service, with markup."""
+    if not is_any(settings.host):
+        return f"is ready at [bold]{address}[/]"
+    scheme, _, _ = address.partition("://")
+    name = "of this machine" if settings.tls is None else "as in the certificate"
+    return (
+        f"is ready; it listens on all addresses, port {settings.port}; students say "
+        f"[bold]{scheme}://NAME:{settings.port}[/], NAME {name}"
+    )
 
 
 def _load(path: Path | None, given: dict[str, object]) -> ServiceConfig:

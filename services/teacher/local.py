@@ -20,16 +20,20 @@ from preceptor.local_ray import connected_ray
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from services.teacher.environment import replica_ports, serve_environment, socket_address
+from services.teacher.files import check_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from services.teacher.config import ServiceConfig
 
-__all__ = ["ServeError", "address_of", "find_replicas", "serving", "wait_until_ready"]
+__all__ = ["ServeError", "address_of", "find_replicas", "reason_of", "serving", "wait_until_ready"]
 
 
 _POLL_S = 0.1
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b(?!: Traceback)")
+_MAX_REASON_LENGTH = 600
 
 
 class ServeError(RuntimeError):
@@ -55,10 +59,13 @@ def serving(
         ready_timeout_s: seconds until every replica must answer.
 
     Raises:
+        FilesError: a file of the config is not what it should be.
         ServeError: a port is taken, or the service does not come up.
     """
     _check_ports_free(config)
     os.environ.update(serve_environment(config))
+    if "RAY_ADDRESS" not in os.environ:  # else the replicas may be on other machines, with other files
+        check_files(config)
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
@@ -88,16 +95,24 @@ def serving(
 
 
 def _reason() -> str:
-    """Returns what Serve says of the deployments that are not healthy, without ANSI colours."""
+    """Returns why the deployments that are not healthy are not, as Serve knows it."""
     from ray import serve
 
-    messages = [
-        f"{name}: {deployment.message}"
+    reasons = [
+        f"{name}: {reason_of(deployment.message)}"
         for application in serve.status().applications.values()
         for name, deployment in application.deployments.items()
         if deployment.status != "HEALTHY"
     ]
-    return re.sub(r"\x1b\[[0-9;]*m", "", "; ".join(messages)) or "Serve's log has the reason"
+    return "; ".join(reasons) or "Serve's log has the reason"
+
+
+def reason_of(message: str) -> str:
+    """Returns the error that Serve's message of a deployment ends with, in one line, with no traceback."""
+    lines = [line for line in _COLOURS.sub("", message).splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    last = " ".join(line.strip() for line in lines[starts[-1] if starts else -1 :])
+    return last if len(last) <= _MAX_REASON_LENGTH else f"{last[:_MAX_REASON_LENGTH]} ..."
 
 
 def _free_port() -> int:

@@ -6,21 +6,21 @@ import importlib
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from services.teacher.config import ModuleConfig
 
-__all__ = ["ModuleParts", "build_module", "find_parts", "load_state"]
+__all__ = ["ModuleParts", "build_module", "find_factory", "find_parts", "load_state"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,29 @@ class ModuleParts:
 
 
 def build_module(config: ModuleConfig, python_path: Sequence[Path]) -> nn.Module:
-    """Builds a module by its factory.
-
-    Args:
-        config: names the factory.
-        python_path: folders to import it from, before all others.
+    """Builds a module by its factory; `python_path` as in `find_factory`.
 
     Raises:
         ValueError: the factory is none, or gives no module.
+        ImportError: it can't be imported.
+    """
+    module = find_factory(config, python_path)(**config.kwargs)
+    if not isinstance(module, nn.Module):
+        raise ValueError(  # noqa: TRY004 - a wrong value of the config
+            f"model.factory: got a {type(module).__name__} from {config.factory!r}, expected a torch module"
+        )
+    return module
+
+
+def find_factory(config: ModuleConfig, python_path: Sequence[Path]) -> Callable[..., object]:
+    """Imports what builds a module.
+
+    Args:
+        config: names it.
+        python_path: folders to import it from, before all others.
+
+    Raises:
+        ValueError: the factory is none.
         ImportError: it can't be imported.
     """
     for entry in reversed([str(path) for path in python_path]):
@@ -72,12 +87,7 @@ def build_module(config: ModuleConfig, python_path: Sequence[Path]) -> nn.Module
         raise ValueError(  # noqa: TRY004 - a wrong value of the config
             f"model.factory: got {config.factory!r}, expected a callable in {module_name}"
         )
-    module = factory(**config.kwargs)
-    if not isinstance(module, nn.Module):
-        raise ValueError(  # noqa: TRY004 - a wrong value of the config
-            f"model.factory: got a {type(module).__name__} from {config.factory!r}, expected a torch module"
-        )
-    return module
+    return cast("Callable[..., object]", factory)
 
 
 def load_state(module: nn.Module, path: Path) -> None:
