@@ -48,6 +48,9 @@ def describe(
     token_file: Annotated[
         Path | None, typer.Option(help="The file with your team's token; default: PRECEPTOR_TOKEN, if set.")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Show it to other machines in the clear: nobody else listens.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a served teacher is and what it accepts.
@@ -59,7 +62,12 @@ def describe(
     if (certificate is None) != (key is None):
         fail("--certificate, --key: got one of them, expected both or none", EXIT_USAGE)
     tls = {"ca_file": ca, "certificate_file": certificate, "key_file": key, "server_name": server_name}
-    facts = _described(address, token_file, {name: value for name, value in tls.items() if value is not None})
+    options = {
+        "token_file": token_file,
+        "insecure": insecure,
+        "tls": {name: value for name, value in tls.items() if value is not None} or None,
+    }
+    facts = _described(address, options)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -70,15 +78,14 @@ def describe(
         console.print(table)
 
 
-def _described(address: str, token_file: Path | None, tls: dict[str, Any]) -> dict[str, Any]:
+def _described(address: str, options: dict[str, Any]) -> dict[str, Any]:
     """Returns what a teacher says of itself; ends the command if it says nothing."""
     from student_client.client import TeacherClient
     from student_client.errors import TeacherError, TeacherUnavailableError
-    from student_client.options import ClientOptions, TlsOptions
+    from student_client.options import ClientOptions
 
     try:
-        options = ClientOptions(token_file=token_file, tls=TlsOptions(**tls) if tls else None)
-        response = TeacherClient(address, options).describe()
+        response = TeacherClient(address, ClientOptions.model_validate(options)).describe()
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
     except TeacherUnavailableError as error:

@@ -52,7 +52,8 @@ def metadata_of(options: ClientOptions, target: str) -> tuple[tuple[str, str], .
         return ()
     if options.tls is None and not options.insecure and not is_loopback(host_of(target)):
         raise AccessError(
-            f"token: not shown to {target} in the clear; expected preceptors://, or options.insecure"
+            f"token: not shown to {target} in the clear; expected preceptors://, or "
+            "options.insecure (--insecure)"
         )
     return (("authorization", f"Bearer {token}"),)
 

@@ -71,6 +71,19 @@ def test_help_names_the_tokens_variable() -> None:
     assert "PRECEPTOR_TOKEN" in run("describe", "--help").output
 
 
+def test_a_token_is_shown_in_the_clear_only_if_that_is_said(secure: tuple[str, ...], file: Path) -> None:
+    words = (
+        "describe",
+        "preceptor://teacher.invalid:1",
+        "--token-file",
+        str(file.with_name("support.token")),
+    )
+    withheld = run(*words)
+    assert withheld.exit_code == 1
+    assert "not shown to teacher.invalid:1 in the clear" in withheld.stderr
+    assert run(*words, "--insecure").exit_code == 4  # it is not there
+
+
 def test_grpcs_own_words_do_not_stand_beside_the_error(secure: tuple[str, ...], tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     words = [*secure[:2], "--ca", str(Authority(tmp_path, "stranger").ca_file)]
