@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos_service import chaos_service
-from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, Storm, script
+from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, MissedError, Storm, script
 from benchmarks.chaos_students import Clock, StudentLostError, TimeIsUpError, students_of
 from benchmarks.ddp import worst_difference
 
@@ -152,6 +152,8 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
         except StudentLostError as error:
             outcome.problem = str(error)
             outcome.turns_lost += 1
+        except MissedError as error:
+            outcome.problem = str(error)
         except TimeIsUpError:
             outcome.problem = f"time was up after {len(outcome.wounds)} faults"
     return outcome

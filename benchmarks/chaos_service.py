@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PROCESSES", "ChaosService", "chaos_service"]
+__all__ = ["NUM_REPLICAS", "PROCESSES", "ChaosService", "chaos_service"]
 
 # What the processes of Serve are called.
 PROCESSES = {
@@ -35,7 +35,7 @@ PROCESSES = {
     "serve proxy": "ray::ProxyActor",
 }
 
-_NUM_REPLICAS = 2
+NUM_REPLICAS = 2
 _POLL_S = 0.1
 
 
@@ -84,7 +84,7 @@ class ChaosService:
         """Waits until everything that was killed is back; returns whether it is."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if self.num_replicas() >= _NUM_REPLICAS and all(map(self.processes, PROCESSES)):
+            if self.num_replicas() >= NUM_REPLICAS and all(map(self.processes, PROCESSES)):
                 return True
             threading.Event().wait(_POLL_S)
         return False
@@ -117,7 +117,7 @@ def chaos_service(folder: Path, tenants: tuple[str, ...]) -> Iterator[ChaosServi
     Tenants(tenants=known).save(folder / "tenants.yaml")
     config = teachers.module(_free_base(), folder).model_copy(
         update={
-            "num_replicas": _NUM_REPLICAS,
+            "num_replicas": NUM_REPLICAS,
             "num_cpus": 0.5,
             "tls": TlsConfig(certificate=certificate, key=key),
             "auth": "tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks.certificates import Authority
-from benchmarks.fault_proxy import Direction, Fault, FaultProxy
+from benchmarks.fault_proxy import FaultProxy
+from benchmarks.faults import Direction, Fault, Strike
 from student_client import ClientOptions, DeadlineExceededError, TeacherTalk, TeacherUnavailableError
 from student_client.options import TlsOptions
 from tests.test_tls import tls_of
@@ -133,6 +135,19 @@ def forgets(server: ToyServer) -> None:
     server.wait_until(lambda: not server.servicer._visits)
 
 
+def test_a_fault_is_not_taken_for_another_that_has_struck(proxy: FaultProxy) -> None:
+    refused, nobody_hit = proxy.strike(Fault.REFUSE), proxy.strike(Fault.RESET)
+    proxy.heal()
+    armed = proxy.strike(Fault.CUT, after_bytes=3)
+    assert [each.wait(0) for each in (refused, nobody_hit, armed)] == [True, False, False]
+    with socket.create_connection(("127.0.0.1", int(proxy.address.rpartition(":")[2]))) as connection:
+        connection.sendall(b"four")
+        assert armed.wait()
+    assert armed.struck_s is not None
+    assert refused.struck_s is not None
+    assert armed.struck_s > refused.struck_s
+
+
 @pytest.mark.parametrize("fault", [*BREAKING, Fault.DELAY])
 @pytest.mark.parametrize("point", ["before a message", "between reply and backward"])
 def test_a_fault_between_turns_changes_nothing(
@@ -144,9 +159,13 @@ def test_a_fault_between_turns_changes_nothing(
     expected: Weights,
 ) -> None:
     talk = join(proxy.address)
-    strike = partial(proxy.strike, fault)
+    strikes: list[Strike] = []
+
+    def strike() -> None:
+        strikes.append(proxy.strike(fault))
+
     got = train(talk, before=strike) if point == "before a message" else train(talk, between=strike)
-    assert proxy.await_struck()
+    assert [each.wait() for each in strikes] == [True]
     assert_same(got, expected)
     assert talk.conversation.num_reconnects > 0 or fault is Fault.DELAY
     talk.close()
@@ -163,6 +182,7 @@ def test_a_fault_while_gradients_are_computed_changes_nothing(
     pool: ThreadPoolExecutor,
 ) -> None:
     gate = secure_server.queue.gate
+    strikes: list[Strike] = []
 
     def backward(loss: torch.Tensor) -> None:
         computed = secure_server.queue.num_admitted
@@ -170,14 +190,14 @@ def test_a_fault_while_gradients_are_computed_changes_nothing(
         try:
             pending = pool.submit(torch.autograd.backward, loss)
             secure_server.wait_until(lambda: secure_server.queue.num_admitted > computed)
-            proxy.strike(fault, Direction.TO_STUDENT)
+            strikes.append(proxy.strike(fault, Direction.TO_STUDENT))
         finally:
             gate.set()
         pending.result(PATIENCE_S)
 
     talk = join(proxy.address)
     got = train(talk, backward=backward)
-    assert proxy.await_struck()
+    assert [each.wait() for each in strikes] == [True]
     assert_same(got, expected)
     talk.close()
     forgets(secure_server)
@@ -194,10 +214,14 @@ def test_a_fault_in_the_midst_of_a_codec_or_its_gradients_changes_nothing(
     expected: Weights,
 ) -> None:
     talk = join(proxy.address)
-    strike = partial(proxy.strike, fault, direction, after_bytes=HALF_A_CODEC_BYTES)
+    strikes: list[Strike] = []
+
+    def strike() -> None:
+        strikes.append(proxy.strike(fault, direction, after_bytes=HALF_A_CODEC_BYTES))
+
     # The update follows the gradients of the step that is disturbed.
     got = train(talk, between=strike)
-    assert proxy.await_struck()
+    assert [each.wait() for each in strikes] == [True]
     assert_same(got, expected)
     assert talk.conversation.num_reconnects > 0 or fault is Fault.DELAY
     talk.close()
