@@ -69,6 +69,7 @@ class FaultProxy:
     Attributes:
         address: HOST:PORT where it listens; it keeps its port when it refuses and heals.
         carried: bytes that have gone either way.
+        strikes: faults that were ordered, the latest last.
     """
 
     def __init__(self, target: str, port: int = 0, delay_s: float = 0.05) -> None:
@@ -83,6 +84,7 @@ class FaultProxy:
         self._delay_s = delay_s
         self._is_slow = False
         self._is_dark = False
+        self.strikes: list[Strike] = []
         self.carried = dict.fromkeys(Direction, 0)
 
     def __enter__(self) -> Self:
@@ -122,6 +124,7 @@ class FaultProxy:
         if after_bytes is None and fault in (Fault.DUPLICATE, Fault.TRUNCATE):
             after_bytes = 0
         strike = Strike(fault, direction, after_bytes or 0)
+        self.strikes.append(strike)
         self._run(self._strike(strike, is_armed=after_bytes is not None))
         return strike
 
