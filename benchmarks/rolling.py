@@ -98,6 +98,7 @@ def _run(folder: Path, clock: Clock) -> int:
     upgrades: list[_Upgrade] = []
     with chaos_service(folder, _TENANTS) as service:
         with students_of(service, folder / "rolling", clock, _TENANTS) as students:
+            _do_steps(students, 1)  # what they take to start is no pause
             pacer = _Pacer(students)
             pacer.start()
             for what, config in _changes(service.config, folder):
@@ -112,10 +113,7 @@ def _run(folder: Path, clock: Clock) -> int:
         pauses = {upgrade.name: upgrade.longest_pause_s(students) for upgrade in upgrades}
         _tell(f"{num_steps} steps without an upgrade")
         with students_of(service, folder / "calm", clock, _TENANTS) as calm:
-            for student in calm:
-                student.grant(num_steps)
-            for student in calm:
-                student.await_step(num_steps, _CALM_TIMEOUT_S)
+            _do_steps(calm, num_steps)
         expected = [student.result() for student in calm]
     lost = pacer.num_lost + sum(_TURNS_A_STEP * max(num_steps - len(each["losses"]), 0) for each in got)
     difference = max(
@@ -123,6 +121,13 @@ def _run(folder: Path, clock: Clock) -> int:
         for ours, theirs in zip(got, expected, strict=True)
     )
     return _report(upgrades, pauses, num_steps, lost, difference)
+
+
+def _do_steps(students: Sequence[Student], until: int) -> None:
+    for student in students:
+        student.grant(until)
+    for student in students:
+        student.await_step(until, _CALM_TIMEOUT_S)
 
 
 def _changes(config: ServiceConfig, folder: Path) -> list[tuple[str, ServiceConfig]]:
@@ -158,7 +163,7 @@ def _deploy(config: ServiceConfig) -> None:
 
 
 class _Pacer(threading.Thread):
-    """Grants all students a step at a time.
+    """Grants all students a step at a time, after their first one.
 
     Attributes:
         num_lost: turns without an answer.
@@ -169,7 +174,7 @@ class _Pacer(threading.Thread):
         self.num_lost = 0
         self._students = students
         self._stopped = threading.Event()
-        self._num_steps = 0
+        self._num_steps = 1
 
     def run(self) -> None:
         while not self._stopped.wait(_STEP_S):
