@@ -24,6 +24,7 @@ import grpc
 
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
+from services.teacher.connections import CONNECTION_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,15 +109,16 @@ def _load_engine(config: ServiceConfig, kind: str) -> Engine:
 
 async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) -> None:
     """Serves until `end` returns, which may block."""
+    from services.teacher.health import add_health_to_server
     from services.teacher.servicer import TeacherServicer
 
     engine = _load_engine(config, kind)
     limit = config.limits.max_frame_bytes
-    server = grpc.aio.server(
-        options=[("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
-    )
+    limits = [("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
+    server = grpc.aio.server(options=[*limits, *CONNECTION_OPTIONS])
     servicer = TeacherServicer(engine, config)
     add_TeacherServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    add_health_to_server(servicer, server)
     server.add_insecure_port(f"{config.host}:{config.port}")
     await server.start()
     await asyncio.get_running_loop().run_in_executor(None, end)

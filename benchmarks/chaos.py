@@ -16,25 +16,22 @@ eight minutes in any case, with what is known until then.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos_service import chaos_service
-from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, Storm, script
+from benchmarks.chaos_storm import REPLICAS, STEPS_A_ROUND, MissedError, Storm, script
 from benchmarks.chaos_students import Clock, StudentLostError, TimeIsUpError, students_of
 from benchmarks.ddp import worst_difference
+from benchmarks.watchdog import ended_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,12 +116,8 @@ def main() -> int:
     options = parser.parse_args()
     blows = script(options.seed, len(TENANTS))
     blows = blows[: options.faults] if options.faults else blows
-    watchdog = threading.Timer(_HARD_END_S, _give_up)
-    watchdog.daemon = True
-    watchdog.start()
-    with tempfile.TemporaryDirectory() as name:
+    with ended_after(_HARD_END_S), tempfile.TemporaryDirectory() as name:
         outcome = run(Path(name), blows, Clock(_TOTAL_S))
-    watchdog.cancel()
     _print(outcome)
     print(json.dumps(outcome.facts()), flush=True)
     return 0 if outcome.is_good else 1
@@ -152,6 +145,8 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
         except StudentLostError as error:
             outcome.problem = str(error)
             outcome.turns_lost += 1
+        except MissedError as error:
+            outcome.problem = str(error)
         except TimeIsUpError:
             outcome.problem = f"time was up after {len(outcome.wounds)} faults"
     return outcome
@@ -160,15 +155,6 @@ def run(folder: Path, blows: Sequence[Blow], clock: Clock) -> Outcome:
 def _steps_of(saved: dict[str, Any]) -> int:
     """Returns the steps that the optimizer says it has done."""
     return max(int(state["step"]) for state in saved["optimizer"]["state"].values())
-
-
-def _give_up() -> None:
-    """Ends everything at once: something waits where it should not."""
-    print("eight minutes are over and something still waits", file=sys.stderr, flush=True)
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    os._exit(1)
 
 
 def _tell(what: str) -> None:

@@ -22,10 +22,10 @@ from services.teacher.local import serving
 from services.teacher.tenants import Tenant, Tenants, new_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["PROCESSES", "ChaosService", "chaos_service"]
+__all__ = ["NUM_REPLICAS", "PROCESSES", "ChaosService", "chaos_service"]
 
 # What the processes of Serve are called.
 PROCESSES = {
@@ -35,7 +35,7 @@ PROCESSES = {
     "serve proxy": "ray::ProxyActor",
 }
 
-_NUM_REPLICAS = 2
+NUM_REPLICAS = 2
 _POLL_S = 0.1
 
 
@@ -82,17 +82,19 @@ class ChaosService:
 
     def await_whole(self, timeout_s: float) -> bool:
         """Waits until everything that was killed is back; returns whether it is."""
-        deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
-            if self.num_replicas() >= _NUM_REPLICAS and all(map(self.processes, PROCESSES)):
-                return True
-            threading.Event().wait(_POLL_S)
-        return False
+        return _await(self._is_whole, timeout_s)
+
+    def await_replaced(self, old: Sequence[psutil.Process], timeout_s: float) -> bool:
+        """Waits until none of these replicas is there, and everything else is; returns whether it is so."""
+        return _await(lambda: set(old).isdisjoint(self.processes("replica")) and self._is_whole(), timeout_s)
 
     def heal(self) -> None:
         """Makes all of the network work again."""
         for proxy in self.proxies.values():
             proxy.heal()
+
+    def _is_whole(self) -> bool:
+        return self.num_replicas() >= NUM_REPLICAS and all(map(self.processes, PROCESSES))
 
     def _listeners(self) -> dict[int, list[int]]:
         """Returns the processes that listen on each port."""
@@ -101,6 +103,16 @@ class ChaosService:
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid:
                 found.setdefault(connection.laddr.port, []).append(connection.pid)
         return found
+
+
+def _await(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Waits until a condition holds; returns whether it does."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if condition():
+            return True
+        threading.Event().wait(_POLL_S)
+    return False
 
 
 @contextlib.contextmanager
@@ -117,7 +129,7 @@ def chaos_service(folder: Path, tenants: tuple[str, ...]) -> Iterator[ChaosServi
     Tenants(tenants=known).save(folder / "tenants.yaml")
     config = teachers.module(_free_base(), folder).model_copy(
         update={
-            "num_replicas": _NUM_REPLICAS,
+            "num_replicas": NUM_REPLICAS,
             "num_cpus": 0.5,
             "tls": TlsConfig(certificate=certificate, key=key),
             "auth": "tokens",

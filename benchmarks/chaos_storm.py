@@ -6,7 +6,6 @@ some point; the fault strikes; then all have to do their steps.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import sys
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from benchmarks.chaos_service import PROCESSES
-from benchmarks.fault_proxy import Direction, Fault
+from benchmarks.chaos_service import NUM_REPLICAS, PROCESSES
+from benchmarks.faults import Direction, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.chaos_students import Clock, Student
     from benchmarks.fault_proxy import FaultProxy
 
-__all__ = ["REPLICAS", "STEPS_A_ROUND", "Blow", "Storm", "Wound", "script"]
+__all__ = ["REPLICAS", "STEPS_A_ROUND", "Blow", "MissedError", "Storm", "Wound", "script"]
 
 REPLICAS = ("replica", "all replicas")  # the kinds that cost a student its replica
 STEPS_A_ROUND = 3
@@ -40,6 +39,10 @@ _POLL_S = 0.01
 
 # Where a step is held for a fault at a point: gradients and updates are broken while they are on their way.
 _HOLDS = {"before": "before", "between": "between", "backward": "between", "update": "update"}
+
+
+class MissedError(Exception):
+    """A fault hit nobody, or not all that it was meant for: nothing was got over."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Storm:
         """Strikes one after another and appends what came of each.
 
         Raises:
+            MissedError: one did not strike.
             StudentLostError: a student did not get over it.
             TimeIsUpError: there was no time for all.
         """
@@ -118,8 +122,8 @@ class Storm:
     def _round(self, number: int, blow: Blow) -> float:
         victim = self._students[blow.victim]
         first, until = number * STEPS_A_ROUND, (number + 1) * STEPS_A_ROUND
-        if blow.kind in REPLICAS:  # from those that are there
-            self._service.await_whole(self._clock.at_most(_WHOLE_TIMEOUT_S))
+        if blow.kind in (*PROCESSES, *REPLICAS):  # from those that are there
+            self._await_whole()
         for student in self._students:
             is_victim = student is victim
             student.grant(until, hold=(first + 1, _HOLDS[blow.point]) if is_victim else None)
@@ -131,6 +135,12 @@ class Storm:
         later = [[each for each in student.answers_s if each > struck_s] for student in self._students]
         return max(min(answers) - struck_s for answers in later if answers)
 
+    def _await_whole(self) -> None:
+        timeout_s = self._clock.at_most(_WHOLE_TIMEOUT_S)
+        if not self._service.await_whole(timeout_s):
+            self._clock.at_most(timeout_s)  # or there was no time
+            raise MissedError(f"not everything that was killed was back after {timeout_s:g} s")
+
     def _strike(self, blow: Blow, victim: Student, target: str, until: int) -> float:
         """Breaks what is to be broken, lets the victim go on, and returns when it broke."""
         if blow.kind == "replica":
@@ -141,55 +151,76 @@ class Storm:
             victim.start()
             victim.grant(until)
             return struck_s
-        kind = "replica" if blow.kind == "all replicas" else blow.kind
-        if kind in PROCESSES:
-            for process in self._service.processes(kind):
-                _send(process, signal.SIGKILL)
-            struck_s = time.monotonic()
-            victim.go_on()
-            return struck_s
+        if blow.kind in (*PROCESSES, "all replicas"):
+            return self._kill_all(blow, victim)
         return self._break_network(blow, victim, self._service.proxy_at(target))
+
+    def _kill_all(self, blow: Blow, victim: Student) -> float:
+        kind = "replica" if blow.kind == "all replicas" else blow.kind
+        num_hit = sum(_send(process, signal.SIGKILL) for process in self._service.processes(kind))
+        struck_s = time.monotonic()
+        victim.go_on()
+        expected = NUM_REPLICAS if kind == "replica" else 1
+        if num_hit < expected:
+            raise MissedError(f"{blow.kind} {blow.point}: got {num_hit} processes, expected {expected}")
+        return struck_s
 
     def _kill_replica(self, blow: Blow, victim: Student, target: str) -> float:
         replica, proxy = self._service.replica_at(target), self._service.proxy_at(target)
         if replica is None:
-            raise RuntimeError(f"{target}: got nobody behind it, expected the replica of {victim.name}")
+            raise MissedError(f"{target}: got nobody behind it, expected the replica of {victim.name}")
         if blow.point in ("before", "between"):
-            _send(replica, signal.SIGKILL)
+            is_hit = _send(replica, signal.SIGKILL)
             struck_s = time.monotonic()
             victim.go_on()
-            return struck_s
+            return _checked(struck_s, blow, is_hit=is_hit)
         # It takes what is sent, and will never answer.
         _send(replica, signal.SIGSTOP)
         carried = proxy.carried[Direction.TO_TEACHER]
         victim.go_on()
         deadline_s = time.monotonic() + self._clock.at_most(_STRUCK_TIMEOUT_S)
-        while proxy.carried[Direction.TO_TEACHER] == carried and time.monotonic() < deadline_s:
+        while not (is_midst := proxy.carried[Direction.TO_TEACHER] > carried):
+            if time.monotonic() > deadline_s:
+                break
             time.sleep(_POLL_S)
-        _send(replica, signal.SIGKILL)
-        return time.monotonic()
+        is_hit = _send(replica, signal.SIGKILL)
+        return _checked(time.monotonic(), blow, is_hit=is_hit and is_midst)
 
     def _break_network(self, blow: Blow, victim: Student, proxy: FaultProxy) -> float:
         fault = Fault(blow.kind)
         if blow.point in ("backward", "update"):
             direction = Direction.TO_STUDENT if blow.point == "backward" else Direction.TO_TEACHER
-            proxy.strike(fault, direction, after_bytes=_MIDST_BYTES)
+            strike = proxy.strike(fault, direction, after_bytes=_MIDST_BYTES)
             victim.go_on()
         elif fault is Fault.BLACKOUT:
-            proxy.strike(fault)
+            strike = proxy.strike(fault)
             victim.go_on()
             time.sleep(_DARK_S)
             proxy.heal()
         else:
-            proxy.strike(fault, Direction.TO_STUDENT)
+            strike = proxy.strike(fault, Direction.TO_STUDENT)
             if fault is Fault.REFUSE:
                 proxy.strike(Fault.RESET)
             victim.go_on()
-        if not proxy.await_struck(self._clock.at_most(_STRUCK_TIMEOUT_S)):
-            raise RuntimeError(f"{blow.kind} {blow.point}: did not strike")
-        return proxy.struck_s
+        strike.wait(self._clock.at_most(_STRUCK_TIMEOUT_S))
+        return _checked(strike.struck_s, blow)
 
 
-def _send(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+def _checked(struck_s: float | None, blow: Blow, *, is_hit: bool = True) -> float:
+    """Returns when a fault struck.
+
+    Raises:
+        MissedError: it did not.
+    """
+    if struck_s is None or not is_hit:
+        raise MissedError(f"{blow.kind} {blow.point}: did not strike")
+    return struck_s
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> bool:
+    """Returns whether the process was there."""
+    try:
         process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True

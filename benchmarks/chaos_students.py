@@ -59,11 +59,13 @@ class Student:
     Attributes:
         name: its tenant's.
         answers_s: when its turns were answered, on `time.monotonic`.
+        num_reconnects: how often its process, as it is now, had to open another stream.
     """
 
     def __init__(self, name: str, config: WorkerConfig, clock: Clock) -> None:
         self.name = name
         self.answers_s: list[float] = []
+        self.num_reconnects = 0
         self._folder = Path(config.folder)
         self._config = config
         self._clock = clock
@@ -152,6 +154,7 @@ class Student:
             if "answered_s" in facts:
                 self.answers_s.append(facts["answered_s"])
             self._step = facts.get("step", self._step)
+            self.num_reconnects = facts.get("reconnects", self.num_reconnects)
             self._held_at = facts.get("target", self._held_at)
             self._error = self._error or facts.get("error")
             self._changed.notify_all()

@@ -110,7 +110,7 @@ class _Student:
             self._held = command["hold"]
             while len(self._losses) < command["until"]:
                 self._step(len(self._losses))
-                _tell(step=len(self._losses))
+                _tell(step=len(self._losses), reconnects=self._talk.conversation.num_reconnects)
 
     def _step(self, step: int) -> None:
         batch = self._batches[step % _NUM_BATCHES]

@@ -3,6 +3,8 @@
     with FaultProxy(target) as proxy:
         talk = TeacherTalk.connect(f"preceptor://{proxy.address}", ...)
         proxy.strike(Fault.RESET)
+        armed = proxy.strike(Fault.CUT, Direction.TO_STUDENT, after_bytes=1000)
+        assert armed.wait()
 
 It knows nothing of what it carries. A fault strikes at once, or when so many more bytes have gone in one
 direction, between two of them. It runs on a thread of its own; its methods are called from any other.
@@ -15,59 +17,20 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from benchmarks.faults import Direction, Fault, Strike
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Self
 
-__all__ = ["Direction", "Fault", "FaultProxy"]
+__all__ = ["FaultProxy"]
 
 _CHUNK_BYTES = 64 << 10
 _PATIENCE_S = 30.0
 _NO_LINGER = struct.pack("ii", 1, 0)
-
-
-class Fault(StrEnum):
-    """What can befall connections.
-
-    CUT: both ends get a FIN, as from a middlebox that restarts in good order.
-    RESET: both ends get a RST.
-    DELAY: every chunk waits, in both directions and on new connections too, until `heal`.
-    STALL: those that are open carry nothing any more, and nobody is told; new ones work.
-    BLACKOUT: the same for all, new ones too, until `heal`; then what was held is delivered.
-    DUPLICATE: the next chunk is sent twice.
-    TRUNCATE: half of the next chunk is sent, then both ends get a RST.
-    REFUSE: new connections are refused until `heal`; open ones go on.
-    """
-
-    CUT = "cut"
-    RESET = "reset"
-    DELAY = "delay"
-    STALL = "stall"
-    BLACKOUT = "blackout"
-    DUPLICATE = "duplicate"
-    TRUNCATE = "truncate"
-    REFUSE = "refuse"
-
-
-class Direction(StrEnum):
-    """Which way bytes go."""
-
-    TO_TEACHER = "to teacher"
-    TO_STUDENT = "to student"
-
-
-@dataclass
-class _Armed:
-    """A fault that waits for its bytes; `left_bytes` more have to pass first."""
-
-    fault: Fault
-    direction: Direction
-    left_bytes: int
 
 
 @dataclass(eq=False)
@@ -106,7 +69,7 @@ class FaultProxy:
     Attributes:
         address: HOST:PORT where it listens; it keeps its port when it refuses and heals.
         carried: bytes that have gone either way.
-        struck_s: when a fault struck last, on `time.monotonic`.
+        strikes: faults that were ordered, the latest last.
     """
 
     def __init__(self, target: str, port: int = 0, delay_s: float = 0.05) -> None:
@@ -117,13 +80,12 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._listener: asyncio.Task[None] | None = None
         self._connections: set[_Connection] = set()
-        self._armed: list[_Armed] = []
+        self._armed: list[Strike] = []
         self._delay_s = delay_s
         self._is_slow = False
         self._is_dark = False
-        self._struck = threading.Semaphore(0)
+        self.strikes: list[Strike] = []
         self.carried = dict.fromkeys(Direction, 0)
-        self.struck_s = 0.0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -147,7 +109,7 @@ class FaultProxy:
         direction: Direction = Direction.TO_TEACHER,
         *,
         after_bytes: int | None = None,
-    ) -> None:
+    ) -> Strike:
         """Lets a fault strike all connections now, or one of them when bytes have gone through it.
 
         Args:
@@ -155,15 +117,16 @@ class FaultProxy:
             direction: of the bytes that are counted, doubled or cut; the other faults strike both.
             after_bytes: how many more have to pass in this direction; None: it strikes at once, or with the
                 next chunk if it is about a chunk.
+
+        Returns:
+            Whether and when it strikes; never, if it is for open connections and there are none.
         """
         if after_bytes is None and fault in (Fault.DUPLICATE, Fault.TRUNCATE):
             after_bytes = 0
-        armed = None if after_bytes is None else _Armed(fault, direction, after_bytes)
-        self._run(self._strike(fault, armed))
-
-    def await_struck(self, timeout_s: float = _PATIENCE_S) -> bool:
-        """Waits until one more fault has struck than was waited for; returns whether it has."""
-        return self._struck.acquire(timeout=timeout_s)
+        strike = Strike(fault, direction, after_bytes or 0)
+        self.strikes.append(strike)
+        self._run(self._strike(strike, is_armed=after_bytes is not None))
+        return strike
 
     def heal(self) -> None:
         """Ends DELAY, BLACKOUT and REFUSE, and forgets faults that have not struck."""
@@ -172,14 +135,16 @@ class FaultProxy:
     def _run(self, coroutine: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_PATIENCE_S)
 
-    async def _strike(self, fault: Fault, armed: _Armed | None) -> None:
-        if armed is not None:
-            self._armed.append(armed)
+    async def _strike(self, strike: Strike, *, is_armed: bool) -> None:
+        if is_armed:
+            self._armed.append(strike)
             return
-        for connection in tuple(self._connections):
-            self._befall(fault, connection)
-        await self._befall_all(fault)
-        self._tell()
+        connections = tuple(self._connections)
+        for connection in connections:
+            self._befall(strike.fault, connection)
+        await self._befall_all(strike.fault)
+        if connections or strike.fault.stays:
+            strike.tell()
 
     def _befall(self, fault: Fault, connection: _Connection) -> None:
         """Does to one connection what a fault does at once."""
@@ -199,10 +164,6 @@ class FaultProxy:
                 connection.flows.clear()
         elif fault is Fault.REFUSE:
             await self._stop_listening()
-
-    def _tell(self) -> None:
-        self.struck_s = time.monotonic()
-        self._struck.release()
 
     async def _heal(self) -> None:
         self._is_slow, self._armed = False, []
@@ -293,7 +254,7 @@ class FaultProxy:
             await self._loop.sock_sendall(sink, head)
             self._befall(Fault.RESET if armed.fault is Fault.TRUNCATE else armed.fault, connection)
             await self._befall_all(armed.fault)
-            self._tell()
+            armed.tell()
             await connection.flows.wait()
             await asyncio.sleep(0)  # a cancelled pump ends here
         await self._loop.sock_sendall(sink, chunk)

@@ -35,7 +35,9 @@ NAME = "authorization"
 HIDDEN = 32  # of the teacher of benchmarks
 CONVERSE = "/preceptor.v1.TeacherService/Converse"
 NUM_STREAMS = 10_000
-NUM_CHANNELS = 8
+NUM_CHANNELS = 25  # of 400 streams; a connection takes some more
+MANY = 100  # of what must not have come once by chance; also the conversations that the rude team may have
+MIN_TURNS = 5  # of the honest student while ten thousand streams come and go, in the same two processes
 SOON = 0.2
 MAX_GROWTH_MB = 300
 
@@ -78,19 +80,20 @@ class Fortress:
         before, most, failures = self._memory_mb(), [0.0], list[BaseException]()
 
         def watch() -> None:
-            while not ended.wait(0.01):
-                most[0] = max(most[0], self._memory_mb())
+            most[0] = max(most[0], self._memory_mb())
 
         def ask() -> None:
-            while not ended.wait(0.02):
-                try:
-                    assert all(map(torch.equal, self._ask(), self._expected))
-                    num_turns[0] += 1
-                except BaseException as error:  # noqa: BLE001 - raised below
-                    failures.append(error)
-                    return
+            assert all(map(torch.equal, self._ask(), self._expected))
+            num_turns[0] += 1
 
-        threads = [threading.Thread(target=each) for each in (watch, ask)]
+        def repeat(what: Callable[[], None], pause_s: float) -> None:
+            try:
+                while not ended.wait(pause_s):
+                    what()
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+
+        threads = [threading.Thread(target=repeat, args=each) for each in ((watch, 0.01), (ask, 0.02))]
         for thread in threads:
             thread.start()
         try:
@@ -115,7 +118,7 @@ class Fortress:
 def fortress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortress]:
     folder = tmp_path_factory.mktemp("fortress")
     file = folder / "tenants.yaml"
-    honest, rude = invoke("add", file, "honest"), invoke("add", file, "rude", "--max-conversations", 100)
+    honest, rude = invoke("add", file, "honest"), invoke("add", file, "rude", "--max-conversations", MANY)
     limits = LimitsConfig(max_open_s=1.0, max_idle_s=60.0)
     config = teachers.module(teachers.free_port(), folder)
     config = config.model_copy(update={"auth": "tokens", "tenants": file, "limits": limits})
@@ -146,20 +149,24 @@ async def _stay_silent(address: str, metadata: Any) -> collections.Counter[str]:
 
 
 def test_ten_thousand_strangers_who_say_nothing_disturb_nobody(fortress: Fortress) -> None:
-    with fortress.besieged():
+    with fortress.besieged() as num_turns:
         ends = asyncio.run(_stay_silent(fortress.address, None))
+        num_meanwhile = num_turns[0]
+    assert num_meanwhile >= MIN_TURNS
     # gRPC itself turns streams away when too many wait to be looked at.
     assert ends.keys() <= {"UNAUTHENTICATED", "CANCELLED", "UNAVAILABLE"}
-    assert ends["UNAUTHENTICATED"] > 0
+    assert ends["UNAUTHENTICATED"] >= MANY
     assert ends.total() == NUM_STREAMS
 
 
 def test_ten_thousand_streams_of_one_team_leave_room_for_another(fortress: Fortress) -> None:
-    with fortress.besieged():
+    with fortress.besieged() as num_turns:
         ends = asyncio.run(_stay_silent(fortress.address, fortress.rude))
+        num_meanwhile = num_turns[0]
+    assert num_meanwhile >= MIN_TURNS
     told = {"REASON_PROTOCOL_VIOLATION", "REASON_OVERLOADED"}
     assert ends.keys() <= {*told, "CANCELLED", "UNAVAILABLE"}
-    assert all(ends[reason] for reason in told)
+    assert all(ends[reason] >= MANY for reason in told)
     assert ends.total() == NUM_STREAMS
     talk = fortress.enter()
     assert talk(torch.randn(1, 2, 6)).decoded.shape == (1, 2, 6)
@@ -182,7 +189,8 @@ def test_connections_that_say_nothing_or_little_disturb_nobody(fortress: Fortres
             connection.read_until(b"nothing was opened in time" if connection in half[1::2] else b"frame")
         for connection in rude:
             connection.read_until(b"grpc-status")
-        assert len(silent) == len(slow) == 50
+        for connection in (*silent, *slow):
+            connection.read_all()
 
 
 def test_who_stops_within_a_frame_is_closed_in_time(start_server: Callable[..., ToyServer]) -> None:
