@@ -47,18 +47,30 @@ class Call:
         return self._metadata
 
 
-def test_what_was_read_before_a_revocation_does_not_come_back_after_it(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def changed_gate(file: Path) -> tuple[Gate, str]:
+    """Returns a gate whose file has changed since it was read, and the token of its only team, "a"."""
     token, key = new_key("a")
     Tenants(tenants={"a": Tenant(keys=(key,))}).save(file)
     gate = Gate(file)
     Tenants(tenants={"a": Tenant(keys=(key,), weight=2)}).save(file)
+    return gate, token
+
+
+async def start_looking(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> tuple[Reader, asyncio.Task[None]]:
+    """Has a gate read its file, and hold what it read."""
+    reader = Reader(monkeypatch)
+    looking = asyncio.create_task(gate.look())
+    assert await asyncio.to_thread(reader.has_read.wait, 30)
+    return reader, looking
+
+
+def test_what_was_read_before_a_revocation_does_not_come_back_after_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, token = changed_gate(file)
 
     async def run() -> None:
-        reader = Reader(monkeypatch)
-        looking = asyncio.create_task(gate.look())
-        await asyncio.to_thread(reader.has_read.wait, 30)
+        reader, looking = await start_looking(gate, monkeypatch)
         Tenants(tenants={"a": Tenant(keys=())}).save(file)
         admitting = asyncio.create_task(admit(gate, Call(token)))
         await asyncio.sleep(0.05)
@@ -80,9 +92,7 @@ def test_a_token_that_is_being_read_is_waited_for(file: Path, monkeypatch: pytes
     Tenants(tenants={"new": Tenant(keys=(key,))}).save(file)
 
     async def run() -> None:
-        reader = Reader(monkeypatch)
-        looking = asyncio.create_task(gate.look())
-        await asyncio.to_thread(reader.has_read.wait, 30)
+        reader, looking = await start_looking(gate, monkeypatch)
         admitting = asyncio.create_task(admit(gate, Call(token)))
         await asyncio.sleep(0.05)
         reader.go_on.set()
@@ -95,15 +105,10 @@ def test_a_token_that_is_being_read_is_waited_for(file: Path, monkeypatch: pytes
 def test_a_look_that_is_given_up_leaves_the_next_one_right(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, key = new_key("a")
-    Tenants(tenants={"a": Tenant(keys=(key,))}).save(file)
-    gate = Gate(file)
-    Tenants(tenants={"a": Tenant(keys=(key,), weight=2)}).save(file)
+    gate, token = changed_gate(file)
 
     async def run() -> None:
-        reader = Reader(monkeypatch)
-        looking = asyncio.create_task(gate.look())
-        await asyncio.to_thread(reader.has_read.wait, 30)
+        reader, looking = await start_looking(gate, monkeypatch)
         looking.cancel()
         Tenants(tenants={"a": Tenant(keys=(), weight=3)}).save(file)
         again = asyncio.create_task(gate.look())

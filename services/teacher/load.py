@@ -52,6 +52,7 @@ class LoadMeter:
         self._start_s = clock()
         self._computed: deque[tuple[float, float, int]] = deque()  # its end, seconds, tokens
         self._running: deque[float] = deque()  # when passes that are under way began
+        self._spent_s, self._num_tokens = 0.0, 0  # of what was computed
         self._tokens_per_s = 0.0
         self._lock = threading.Lock()
 
@@ -66,11 +67,11 @@ class LoadMeter:
             if self._running:
                 self._running.popleft()
             self._computed.append((self._clock(), seconds, num_tokens))
+            self._spent_s += seconds
+            self._num_tokens += num_tokens
             self._forget()
-            spent_s = sum(seconds for _, seconds, _ in self._computed)
-            tokens = sum(num_tokens for *_, num_tokens in self._computed)
-            if tokens and spent_s > 0:
-                self._tokens_per_s = tokens / spent_s
+            if self._num_tokens and self._spent_s > 0:
+                self._tokens_per_s = self._num_tokens / self._spent_s
 
     def load(self, queued_tokens: int, retained_bytes: int) -> Load:
         """Returns the load, with what waits and what is kept now."""
@@ -92,4 +93,8 @@ class LoadMeter:
     def _forget(self) -> None:
         oldest_s = self._clock() - self._window_s
         while self._computed and self._computed[0][0] < oldest_s:
-            self._computed.popleft()
+            _, seconds, num_tokens = self._computed.popleft()
+            self._spent_s -= seconds
+            self._num_tokens -= num_tokens
+        if not self._computed:
+            self._spent_s = 0.0  # what rounding has left of it
