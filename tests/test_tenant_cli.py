@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -180,3 +181,12 @@ def test_a_mistake_in_the_file_is_told_by_field_and_without_values(file: Path) -
     file.write_bytes(b"tenants: \xff")
     with pytest.raises(ValueError, match="not YAML: got a byte that is no UTF-8 at 9"):
         Tenants.load(file)
+
+
+def test_what_a_killed_command_left_beside_a_token_file_is_in_no_way(file: Path) -> None:
+    output = file.with_name("support.token")
+    # As process 1 of a container, the next command has the same number.
+    left = output.with_name(f".{output.name}.{os.getpid()}.part")
+    left.touch()
+    invoke("add", file, "support", "--output", output)
+    assert Gate(file).admit(bearer(output.read_text().strip())).tenant == "support"

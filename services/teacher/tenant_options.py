@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -172,7 +173,7 @@ def handing_over(token: str, output: Path | None, file: Path) -> Iterator[None]:
     path = output.resolve()
     if path == file.resolve() or (path.exists() and not path.is_file()):
         fail(f"--output: got {output}, expected a file for the token", EXIT_USAGE)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # a pid comes again
     try:
         with open(aside, "x", opener=_for_me) as new:
             new.write(f"{token}\n")
