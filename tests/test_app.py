@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
 import torch
 from ray.serve._private import default_impl, grpc_util
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
@@ -19,7 +20,7 @@ from services.teacher import ingress, local
 from services.teacher.app import TeacherDeployment, build_app
 from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.directory import Directory, Report
-from services.teacher.environment import replica_ports, serve_environment
+from services.teacher.environment import HOST_VARIABLE, replica_ports, serve_environment
 from services.teacher.loading import load_engine
 from services.teacher.local import ServeError, address_of, serving, wait_until_ready
 from tests.test_serve import free_port
@@ -110,6 +111,18 @@ def test_a_replica_holds_a_conversation(deployment: TeacherDeployment) -> None:
         return [answer.WhichOneof("frame") async for answer in deployment.Converse(stream(), None)]
 
     assert asyncio.run(converse()) == ["opened"]
+
+
+def test_a_ray_that_was_not_started_for_a_teacher_is_told_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: LocalDirectory
+) -> None:
+    config, handle = row_config(tmp_path), directory
+    for name, value in serve_environment(config).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(HOST_VARIABLE)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    with pytest.raises(RuntimeError, match=rf"10\.0\.0\.7: its environment lacks {HOST_VARIABLE};"):
+        TeacherDeployment(config, handle)
 
 
 def test_the_application_has_room_for_every_conversation(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_a_pass_longer_than_the_window_keeps_a_replica_busy_while_it_runs_and_no
         ([0.6], [1.0], 1, 2),
         ([9.0], [1.0], 1, 2),  # at most twice as many
         ([9.0, 0.0, 0.0], [1.0, 0.0, 0.0], 3, 6),
-        ([0.0, 0.0], [0.3, 0.3], 2, 1),
-        ([0.0, 0.0], [0.4, 0.3], 2, 2),  # one alone would be too busy
+        ([0.0, 0.0], [0.4, 0.3], 2, 1),
+        ([0.0, 0.0], [0.4, 0.4], 2, 2),  # one alone would be too busy
         ([0.3, 0.3], [0.1, 0.1], 2, 2),  # some wait
         ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 3, 2),  # one at a time
         ([0.0], [0.0], 1, 1),

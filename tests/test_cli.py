@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from preceptor.cli import build
 from services.teacher.cli import _where
 from services.teacher.config import ServiceConfig
+from services.teacher.environment import serve_environment
 from services.teacher.local import address_of
 
 if TYPE_CHECKING:
@@ -30,11 +31,25 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(build(), list(arguments), env={"COLUMNS": "200"})
 
 
+def test_a_shell_gets_what_a_ray_needs(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.yaml"
+    path.write_text("auth: none\nhost: 127.0.0.1\n")
+    expected = serve_environment(ServiceConfig(auth="none", port=4000))
+    printed = run("environment", str(path), "--port", "4000")
+    script = f"{printed.stdout}\n{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout).items() >= expected.items()
+    as_json = run("environment", str(path), "--port", "4000", "--json")
+    assert json.loads(as_json.stdout) == expected
+    path.write_text("ports: 1\n")
+    assert run("environment", str(path)).exit_code == 2
+
+
 def test_help_teaches_each_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert all(command in result.output for command in ("serve", "describe", "train"))
-    for command in ("serve", "describe", "train"):
+    for command in ("serve", "environment", "describe", "train"):
         assert run(command, "--help").exit_code == 0
 
 

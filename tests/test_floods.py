@@ -38,6 +38,8 @@ NUM_STREAMS = 10_000
 NUM_CHANNELS = 25  # of 400 streams; a connection takes some more
 MANY = 100  # of what must not have come once by chance; also the conversations that the rude team may have
 MIN_TURNS = 5  # of the honest student while ten thousand streams come and go, in the same two processes
+MORE_STREAMS = 1000  # that come at a time, on a slow machine, until the honest student had its turns
+MAX_STREAMS = 3 * NUM_STREAMS
 SOON = 0.2
 MAX_GROWTH_MB = 300
 
@@ -128,8 +130,12 @@ def fortress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortress]:
         fortress.close()
 
 
-async def _stay_silent(address: str, metadata: Any) -> collections.Counter[str]:
-    """Opens streams and says nothing on them; returns how they ended."""
+async def _stay_silent(address: str, metadata: Any, num_turns: list[int]) -> collections.Counter[str]:
+    """Opens streams and says nothing on them, at least until an honest student had its turns.
+
+    Returns:
+        How many of them ended how.
+    """
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(NUM_CHANNELS)]
     ends: collections.Counter[str] = collections.Counter()
@@ -143,6 +149,10 @@ async def _stay_silent(address: str, metadata: Any) -> collections.Counter[str]:
             ends[error.code().name] += 1
 
     await asyncio.gather(*(stay_silent(channels[number % NUM_CHANNELS]) for number in range(NUM_STREAMS)))
+    while num_turns[0] < MIN_TURNS and ends.total() < MAX_STREAMS:
+        await asyncio.gather(
+            *(stay_silent(channels[number % NUM_CHANNELS]) for number in range(MORE_STREAMS))
+        )
     for channel in channels:
         await channel.close()
     return ends
@@ -150,24 +160,24 @@ async def _stay_silent(address: str, metadata: Any) -> collections.Counter[str]:
 
 def test_ten_thousand_strangers_who_say_nothing_disturb_nobody(fortress: Fortress) -> None:
     with fortress.besieged() as num_turns:
-        ends = asyncio.run(_stay_silent(fortress.address, None))
+        ends = asyncio.run(_stay_silent(fortress.address, None, num_turns))
         num_meanwhile = num_turns[0]
     assert num_meanwhile >= MIN_TURNS
     # gRPC itself turns streams away when too many wait to be looked at.
     assert ends.keys() <= {"UNAUTHENTICATED", "CANCELLED", "UNAVAILABLE"}
     assert ends["UNAUTHENTICATED"] >= MANY
-    assert ends.total() == NUM_STREAMS
+    assert ends.total() >= NUM_STREAMS
 
 
 def test_ten_thousand_streams_of_one_team_leave_room_for_another(fortress: Fortress) -> None:
     with fortress.besieged() as num_turns:
-        ends = asyncio.run(_stay_silent(fortress.address, fortress.rude))
+        ends = asyncio.run(_stay_silent(fortress.address, fortress.rude, num_turns))
         num_meanwhile = num_turns[0]
     assert num_meanwhile >= MIN_TURNS
     told = {"REASON_PROTOCOL_VIOLATION", "REASON_OVERLOADED"}
     assert ends.keys() <= {*told, "CANCELLED", "UNAVAILABLE"}
     assert all(ends[reason] >= MANY for reason in told)
-    assert ends.total() == NUM_STREAMS
+    assert ends.total() >= NUM_STREAMS
     talk = fortress.enter()
     assert talk(torch.randn(1, 2, 6)).decoded.shape == (1, 2, 6)
     talk.close()

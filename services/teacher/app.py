@@ -20,7 +20,7 @@ from services.teacher.autoscaling import QueueDelayPolicy, stats_of
 from services.teacher.config import ServiceConfig
 from services.teacher.directory import Reporter
 from services.teacher.directory_server import DirectoryDeployment
-from services.teacher.environment import socket_address
+from services.teacher.environment import missing_variables, socket_address
 from services.teacher.gate import gate_of
 from services.teacher.ingress import restrict_listening, watch_replica
 from services.teacher.loading import load_engine
@@ -53,9 +53,18 @@ class TeacherDeployment:
     Args:
         config: the operator's.
         directory: the service's `DirectoryDeployment`.
+
+    Raises:
+        RuntimeError: this node's Ray was not started for a teacher.
     """
 
     def __init__(self, config: ServiceConfig, directory: DeploymentHandle) -> None:
+        missing = missing_variables()
+        if missing:
+            raise RuntimeError(
+                f"the Ray of {ray.util.get_node_ip_address()}: its environment lacks {', '.join(missing)}; "
+                "expected what `preceptor environment` prints, set before it starts"
+            )
         restrict_listening()
         write_audit_to(config.audit_log)
         watch_replica(self._start_reporting, self._drain, config)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueDelayPolicy", "SupportsScaling", "desired_replicas", "stats_of"]
 
 # What is left after one replica goes must not be so busy that another has to come at once.
-_CALM_SHARE = 0.6
+_CALM_SHARE = 0.75
 _CALM_QUEUE = 0.5
 _MAX_GROWTH = 2.0
 

@@ -1,9 +1,10 @@
-"""`preceptor serve`: serves a frozen teacher until it is told to stop."""
+"""`preceptor serve` serves a frozen teacher until it is told to stop; `environment` prepares a Ray for it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -12,11 +13,12 @@ import typer
 
 from preceptor.cli import EXIT_USAGE, config_errors, console, fail, needs_extra
 from preceptor.hosts import is_any, is_loopback
+from services.teacher.environment import serve_environment
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
 
-__all__ = ["serve"]
+__all__ = ["environment", "serve"]
 
 
 @needs_extra("service", "ray", "transformers", "safetensors")
@@ -66,6 +68,28 @@ def serve(
         fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def environment(
+    config: Annotated[
+        Path | None, typer.Argument(help="The YAML file that is going to be served; without one the default.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="The port, instead of the config's.")] = None,
+    auth: Annotated[str | None, typer.Option(help="As for `preceptor serve`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines for a shell.")] = False,
+) -> None:
+    """Print what a Ray needs in its environment, on each node before it starts, to serve a config.
+
+    Ray reads these variables when it is imported. A Ray that `preceptor serve` starts itself has them.
+
+    Example: eval "$(preceptor environment teacher.yaml)" && ray start --head
+    """
+    variables = serve_environment(_load(config, {"port": port, "auth": auth}))
+    if as_json:
+        typer.echo(json.dumps(variables))
+        return
+    for name, value in variables.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _where(settings: ServiceConfig, address: str) -> str:

@@ -5,6 +5,7 @@ Imported before Ray is, so it imports nothing of Ray.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ __all__ = [
     "HOST_VARIABLE",
     "MAX_PORT_VARIABLE",
     "MIN_PORT_VARIABLE",
+    "missing_variables",
     "replica_ports",
     "serve_environment",
     "socket_address",
@@ -22,6 +24,11 @@ __all__ = [
 HOST_VARIABLE = "PRECEPTOR_HOST"
 MIN_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"
 MAX_PORT_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT"
+
+_INGRESS_VARIABLE = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
+_CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+# Without these nobody would find the replicas, or Serve's own proxies would take calls.
+_REQUIRED = (_INGRESS_VARIABLE, MIN_PORT_VARIABLE, MAX_PORT_VARIABLE, HOST_VARIABLE, _CALLBACK_VARIABLE)
 
 _FRAME_OVERHEAD_BYTES = 64 << 10
 # For a replica that takes over while the old one drains, and for ports that something else has taken.
@@ -45,14 +52,14 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
     """Returns the environment variables that Ray's processes need, to be set before Ray starts."""
     ports = replica_ports(config)
     return {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        _INGRESS_VARIABLE: "1",
         MIN_PORT_VARIABLE: str(ports.start),
         MAX_PORT_VARIABLE: str(ports.stop),
         # Our code only reads and writes frames on its loop, so that may be the replica's: it saves two
         # hand-overs a frame, and gRPC's own flow control reaches the student instead of an unbounded queue.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         HOST_VARIABLE: config.host,
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "services.teacher.ingress.restrict_listening",
+        _CALLBACK_VARIABLE: "services.teacher.ingress.restrict_listening",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",
         # A stopping replica waits for its conversations; this long also for students on their way to it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_MIN_DRAINING_S),
@@ -64,3 +71,8 @@ def serve_environment(config: ServiceConfig) -> dict[str, str]:
         # Ray gives its workers a low priority; a teacher must not starve beside its students on one machine.
         "RAY_worker_niceness": "0",
     }
+
+
+def missing_variables() -> list[str]:
+    """Returns what a teacher can't do without and this process's environment lacks."""
+    return [name for name in _REQUIRED if not os.environ.get(name)]

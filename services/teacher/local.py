@@ -165,7 +165,7 @@ def wait_until_ready(config: ServiceConfig, timeout_s: float) -> None:
     except grpc.RpcError as error:
         raise ServeError(
             f"{address_of(config)} did not answer within {timeout_s:g} s ({error.code().name}: "
-            f"{error.details()}); was this Ray started with the environment of docs/serve.md?"
+            f"{error.details()}); was this Ray started with what `preceptor environment` prints?"
         ) from None
 
 
