@@ -203,20 +203,22 @@ class Limits(_message.Message):
     def __init__(self, max_frame_bytes: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_message_len: _Optional[int] = ..., max_message_dim: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_turns_in_flight: _Optional[int] = ..., max_retained_turns: _Optional[int] = ..., max_codec_parameters: _Optional[int] = ...) -> None: ...
 
 class ConverseRequest(_message.Message):
-    __slots__ = ("open", "set_codec", "exchange", "backward", "observe", "close")
+    __slots__ = ("open", "set_codec", "exchange", "backward", "observe", "close", "traceparent")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     SET_CODEC_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
     OBSERVE_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     open: Open
     set_codec: SetCodec
     exchange: Exchange
     backward: Backward
     observe: Observe
     close: Close
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., set_codec: _Optional[_Union[SetCodec, _Mapping]] = ..., exchange: _Optional[_Union[Exchange, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., observe: _Optional[_Union[Observe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., set_codec: _Optional[_Union[SetCodec, _Mapping]] = ..., exchange: _Optional[_Union[Exchange, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., observe: _Optional[_Union[Observe, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ConverseResponse(_message.Message):
     __slots__ = ("opened", "reply", "gradients", "observation", "failed", "draining", "credit")
