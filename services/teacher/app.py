@@ -24,6 +24,7 @@ from services.teacher.environment import missing_variables, socket_address
 from services.teacher.gate import gate_of
 from services.teacher.ingress import restrict_listening, watch_replica
 from services.teacher.loading import load_engine
+from services.teacher.logs import write_logs_of
 from services.teacher.servicer import TeacherServicer
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class TeacherDeployment:
             )
         restrict_listening()
         write_audit_to(config.audit_log)
+        self._logs = write_logs_of(config)
         watch_replica(self._start_reporting, self._drain, config)
         self._config = config
         self._directory = directory
@@ -115,7 +117,9 @@ class TeacherDeployment:
 
     def _start_reporting(self, port: int) -> None:
         host = ray.util.get_node_ip_address() if is_any(self._config.host) else self._config.host
-        address = socket_address(host, port)
+        address = self._logs.replica = socket_address(host, port)
+        if self._engine.signals.spans is not None:
+            self._engine.signals.spans.replica = address
         self._reporter = Reporter(lambda: self._servicer.report(address), self._send, self._servicer.learn)
         self._reporter.start()
 
