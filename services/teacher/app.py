@@ -25,6 +25,8 @@ from services.teacher.gate import gate_of
 from services.teacher.ingress import restrict_listening, watch_replica
 from services.teacher.loading import load_engine
 from services.teacher.logs import write_logs_of
+from services.teacher.metrics import ReplicaMetrics
+from services.teacher.ray_metrics import MetricsPusher
 from services.teacher.servicer import TeacherServicer
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class TeacherDeployment:
         self._config = config
         self._directory = directory
         self._reporter: Reporter | None = None
+        self._metrics: MetricsPusher | None = None
         gate = gate_of(config)
         self._engine = load_engine(config, gate)
         self._servicer = TeacherServicer(self._engine, config, gate)
@@ -120,6 +123,9 @@ class TeacherDeployment:
         address = self._logs.replica = socket_address(host, port)
         if self._engine.signals.spans is not None:
             self._engine.signals.spans.replica = address
+        if self._config.signals.metrics:
+            self._metrics = MetricsPusher(ReplicaMetrics(self._engine, self._config.name, address))
+            self._metrics.start()
         self._reporter = Reporter(lambda: self._servicer.report(address), self._send, self._servicer.learn)
         self._reporter.start()
 
@@ -134,6 +140,9 @@ class TeacherDeployment:
 
     def __del__(self) -> None:
         """Ends the compute thread; Serve calls this when a replica shuts down in good order."""
+        metrics = getattr(self, "_metrics", None)
+        if metrics is not None:
+            metrics.stop()
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.stop()
