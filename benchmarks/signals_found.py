@@ -16,7 +16,7 @@ from services.teacher.metrics import exported_names
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Joined", "missing_metrics", "spans_of_a_step"]
+__all__ = ["Joined", "is_whole", "missing_metrics", "spans_of_a_step"]
 
 _PATIENCE_S = 30.0  # Ray tells every 10 s, spans are written every second
 _POLL_S = 0.5
@@ -49,13 +49,14 @@ def spans_of_a_step(student: Path, teacher: Path) -> Joined:
         (step,) = [span for span in spans if span["name"] == "preceptor.step"]
         trace = step["context"]["trace_id"]
         spans += [span for span in _lines(teacher) if span["context"]["trace_id"] == trace]
-        joined = Joined(len(spans), _is_whole(step, spans))
+        joined = Joined(len(spans), is_whole(step, spans))
         if joined.is_whole or time.monotonic() > deadline_s:
             return joined
         time.sleep(_POLL_S)
 
 
-def _is_whole(step: dict[str, Any], spans: list[dict[str, Any]]) -> bool:
+def is_whole(step: dict[str, Any], spans: list[dict[str, Any]]) -> bool:
+    """Whether spans are one step and all of its turns; see `Joined`."""
     by_id = {span["context"]["span_id"]: span for span in spans}
     below: dict[str, Counter[str]] = {number: Counter() for number in by_id}
     for span in spans:
