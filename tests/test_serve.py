@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -19,17 +18,16 @@ import pytest
 import torch
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from opentelemetry import trace
 
+from benchmarks.teachers import free_port
 from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.config import TrainConfig
-from student_client.errors import InvalidMessageError
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
 from tests.toy_frames import exchange, opening, set_codec
-from tests.toy_metrics import await_metrics
+from tests.toy_metrics import SPAN_ID, talk_until_told
 from tests.toy_server import RawStudent
 from tests.toy_service import (
     SERVING,
@@ -38,6 +36,7 @@ from tests.toy_service import (
     kill_replica,
     listeners,
     status_of,
+    status_told,
     worst_difference,
 )
 from tests.toy_student import row_config
@@ -48,16 +47,11 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
 
+__all__ = ["free_port"]
+
 pytestmark = pytest.mark.serve
 
 LOSSES = {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +72,7 @@ def address(service: ServiceConfig) -> Iterator[str]:
     """A teacher on real Ray Serve; its Ray also runs the training."""
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
-    often = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"}
-    os.environ.update(often)
+    os.environ.update({"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"})
     with serving(service) as address:
         yield address
 
@@ -89,8 +82,7 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["ids", "label"])
-        writer.writerows([number % NUM_IDS, number % 2] for number in range(64))
+        writer.writerows([["ids", "label"], *([number % NUM_IDS, number % 2] for number in range(64))])
     return path
 
 
@@ -160,28 +152,41 @@ def test_conversations_are_spread_over_the_replicas(address: str) -> None:
         talk.close()
 
 
-def test_prometheus_finds_what_the_directory_says_and_turns_have_spans(
-    address: str, service: ServiceConfig
-) -> None:
-    talk = TeacherTalk.connect(
-        address, student_dim=6, message_dim=4, message_len=1, reading="add", tenant="measured"
-    )
-    inputs = {"ids": torch.arange(2)}
-    span = trace.SpanContext(1, 1, is_remote=False, trace_flags=trace.TraceFlags(1))
-    with trace.use_span(trace.NonRecordingSpan(span)):
-        for _ in range(3):
-            talk(torch.randn(2, 6), inputs=inputs).decoded.sum().backward()
-        with pytest.raises(InvalidMessageError):
-            talk(torch.full((2, 6), torch.nan), inputs=inputs)
-    await_metrics(address, "measured", num_turns=6)
-    talk.close()
-    path = service.signals.traces
-    assert path is not None
-    spans = spans_in(Path(path))
+def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
+    talks = [
+        TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1, tenant=name)
+        for name in "ab"
+    ]
+    for talk in talks:
+        torch.autograd.backward(talk(torch.randn(2, 6)).decoded.sum())
+    target = address.removeprefix("preceptor://")
+    deadline_s = time.monotonic() + 30
+    while True:  # replicas tell it each second, and it takes a sample every two
+        status = status_told(target, history_s=60)
+        turns = {each.name: each.num_turns for each in status.tenants if each.name in "ab"}
+        sampled = {each.name for sample in status.history for each in sample.tenants}
+        if turns == {"a": 2, "b": 2} and {"a", "b"} <= sampled:
+            break
+        assert time.monotonic() < deadline_s, status
+        time.sleep(0.2)
+    assert len(status.replicas) == 2
+    for replica in status.replicas:
+        assert replica.num_passes > 0
+        (own,) = status_told(replica.address).replicas
+        assert own.address == replica.address
+    assert {each.tenant: each.replica for each in status.conversations}.keys() >= {"a", "b"}
+    for talk in talks:
+        talk.close()
+
+
+def test_prometheus_finds_what_is_told_and_turns_have_spans(address: str, service: ServiceConfig) -> None:
+    talk_until_told(address, "measured")
+    spans = spans_in(Path(service.signals.traces or ""))
     assert Counter(span.name for span in spans) == {"turn": 7, "queue": 6, "batch": 6, "compute": 6}
-    assert {span.parent for span in spans if span.name == "turn"} == {f"0x{1:016x}"}
-    (replica,) = {span.attributes["replica"] for span in spans if span.name == "turn"}
-    assert int(replica.rpartition(":")[2]) in replica_ports(service)
+    ((parent, replica),) = {
+        (span.parent, span.attributes["replica"]) for span in spans if span.name == "turn"
+    }
+    assert (parent, int(replica.rpartition(":")[2]) in replica_ports(service)) == (f"0x{SPAN_ID:016x}", True)
 
 
 def test_the_served_teacher_describes_itself(address: str) -> None:
@@ -234,9 +239,8 @@ def test_ray_train_gives_what_the_same_run_gives_without_ray(
 ) -> None:
     from student_client.train import train  # noqa: PLC0415 - after Ray's environment is set
 
-    monkeypatch.chdir(
-        table.parent
-    )  # a user's paths are relative, a worker's working directory is another one
+    # A user's paths are relative, a worker's working directory is another one.
+    monkeypatch.chdir(table.parent)
     config = make_config(Path(table.name), address)
     alone = StudentRun(config)
     while alone.epoch < config.epochs:

@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
+from benchmarks.teachers import free_port
 from preceptor.tracing import Tracing, check_target, check_tracing_installed, line_of, resolved_target
 from services.teacher.config import ServiceConfig, SignalsConfig
 from services.teacher.spans import ReplicaSpans, parent_of
@@ -198,6 +199,20 @@ def test_a_collector_gets_spans_of_both_makes() -> None:
     tracing.close()
     server.stop(None).wait(30)
     assert sorted(collector.names) == ["before", "now"]
+
+
+def test_a_collector_that_is_away_is_told_of_once_and_holds_nobody_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor.tracing._BATCH_MS", 10.0)
+    monkeypatch.setattr("preceptor.tracing._COLLECTOR_TIMEOUT_S", 0.1)
+    tracing = Tracing(f"otlp://127.0.0.1:{free_port()}", "teacher")
+    for _ in range(3):
+        tracing.tracer.start_span("lost").end()
+        assert tracing._processor.force_flush()
+    tracing.close()
+    (record,) = caplog.records
+    assert "gets no spans: it does not answer" in record.message
 
 
 @pytest.mark.parametrize("target", ["", "http://collector:4317", "otlp://collector", "otlp://a:b@host:4317"])
