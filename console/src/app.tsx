@@ -147,7 +147,7 @@ function Tiles({ view, status }: { view: View; status: Status }) {
     ["Queue p50", millis(now.p50Ms), `${whose}last minute`],
     ["Queue p99", millis(now.p99Ms), status.sees_all ? "slowest tenant's" : "yours, last minute"],
     ["Busy", percent(now.busy), "all replicas"],
-    ["Cache hits", now.hits === null ? "–" : percent(now.hits), now.hitsOf],
+    ["Rows cached", now.hits === null ? "–" : percent(now.hits), now.hitsOf],
     ["Talking", String(open(status.conversations).length), status.sees_all ? "conversations" : "your conversations"],
     ["Refused", String(now.refusalsPerMinute), `${whose}last minute`],
   ];

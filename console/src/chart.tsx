@@ -149,7 +149,7 @@ function options(props: Props, colourOf: (name: string) => string, width: number
     padding: [8, 8, 0, 0],
     scales: { y: { range: (_, _low, high) => [0, max ?? (high > 0 ? high * 1.1 : 1)] } },
     axes: [
-      { ...axis, space: 70, values: (_, splits) => splits.map((each) => clock(each).slice(0, 5)) },
+      { ...axis, size: 28, space: 70, values: (_, splits) => splits.map((each) => clock(each).slice(0, 5)) },
       { ...axis, size: 56, space: 36, values: (_, splits) => splits.map((each) => show(each)) },
     ],
     series: [
@@ -157,7 +157,7 @@ function options(props: Props, colourOf: (name: string) => string, width: number
       ...series.map(({ name }): uPlot.Series => {
         const stroke = colour(colourOf(name));
         const line: uPlot.Series = { label: name, stroke, width: 2, points: { show: false } };
-        if (stacked === true) return { ...line, width: 1, fill: stroke };
+        if (stacked === true) return { ...line, width: 1, fill: `${stroke}c8` };
         if (filled === true) return { ...line, fill: `${stroke}33` };
         return { ...line, dash: pattern(name), spanGaps: true };
       }),

@@ -28,7 +28,7 @@ function AllShares({ history, status }: { history: Sample[]; status: Status }) {
             <th scope="col" class="number">
               By weight
             </th>
-            <th scope="col" class="number">
+            <th scope="col" class="number extra">
               Queue a turn
             </th>
           </tr>
@@ -41,7 +41,7 @@ function AllShares({ history, status }: { history: Sample[]; status: Status }) {
                 <Bar share={row.share} due={row.due} colour={`tenant-${colourIndex(row.name)}`} />
               </td>
               <td class="number">{percent(row.due)}</td>
-              <td class="number">{millis(row.queueMs)}</td>
+              <td class="number extra">{millis(row.queueMs)}</td>
             </tr>
           ))}
         </tbody>

@@ -101,8 +101,8 @@ function cacheHits(earlier: Status[], status: Status): [number | null, string] {
   }
   if (rows === 0) return [null, "nothing was read"];
   return rows > rowsBefore
-    ? [(cached - cachedBefore) / (rows - rowsBefore), "of rows, of late"]
-    : [cached / rows, "of rows, since the start"];
+    ? [(cached - cachedBefore) / (rows - rowsBefore), "last minute"]
+    : [cached / rows, "since the start"];
 }
 
 /** Turns a second of each open conversation, by what it had before. */

@@ -9,7 +9,7 @@ export function count(value: number): string {
 
 export function rate(value: number): string {
   if (value === 0) return "0";
-  if (value < 10) return value.toFixed(value < 1 ? 2 : 1);
+  if (value < 10) return String(Number(value.toFixed(value < 1 ? 2 : 1)));
   return count(value);
 }
 
@@ -44,7 +44,8 @@ export function span(seconds: number): string {
 }
 
 export function ago(seconds: number): string {
-  return seconds < 1.5 ? "just now" : `${span(seconds)} ago`;
+  if (seconds < 1.5) return "just now";
+  return seconds >= 60 && seconds < 3600 ? `${Math.floor(seconds / 60)} min ago` : `${span(seconds)} ago`;
 }
 
 const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });

@@ -13,6 +13,8 @@ export interface Column<Row> {
   /** Left out on narrow screens. */
   isExtra?: boolean;
   isHeader?: boolean;
+  /** Takes a line of its own on narrow screens. */
+  isLong?: boolean;
 }
 
 interface Props<Row> {
@@ -29,7 +31,7 @@ export function Table<Row>({ title, note, rows, columns, rowKey, empty }: Props<
   const shown = all ? rows : rows.slice(0, NUM_FIRST);
   const kept = columns.filter((column) => column !== false);
   const style = (column: Column<Row>): string =>
-    [column.isNumber && "number", column.isExtra && "extra"].filter(Boolean).join(" ");
+    [column.isNumber && "number", column.isExtra && "extra", column.isLong && "long"].filter(Boolean).join(" ");
   const heading = (
     <>
       {title} {rows.length > 0 && <span class="badge">{rows.length}</span>}{" "}
@@ -47,29 +49,30 @@ export function Table<Row>({ title, note, rows, columns, rowKey, empty }: Props<
   return (
     <section class="card">
       <div class="scroll" tabIndex={0} role="region" aria-label={title}>
-        <table>
+        {/* The roles are a table's own: narrow screens lay its cells out otherwise, and browsers then forget them. */}
+        <table role="table" class="records">
           <caption>
             <h2>{heading}</h2>
           </caption>
-          <thead>
-            <tr>
+          <thead role="rowgroup">
+            <tr role="row">
               {kept.map((column) => (
-                <th scope="col" class={style(column)} key={column.name}>
+                <th scope="col" role="columnheader" class={style(column)} key={column.name}>
                   {column.name}
                 </th>
               ))}
             </tr>
           </thead>
-          <tbody>
+          <tbody role="rowgroup">
             {shown.map((row) => (
-              <tr key={rowKey(row)}>
+              <tr role="row" key={rowKey(row)}>
                 {kept.map((column) =>
                   column.isHeader ? (
-                    <th scope="row" class={style(column)} key={column.name}>
+                    <th scope="row" role="rowheader" class={style(column)} key={column.name}>
                       {column.cell(row)}
                     </th>
                   ) : (
-                    <td class={style(column)} key={column.name}>
+                    <td role="cell" class={style(column)} data-name={column.name} key={column.name}>
                       {column.cell(row)}
                     </td>
                   ),

@@ -92,7 +92,7 @@ export function Replicas({ status }: { status: Status }) {
     { name: "Replica", cell: (row) => <code>{row.address}</code>, isHeader: true },
     { name: "Up for", cell: (row) => span(row.uptime_s), isNumber: true, isExtra: true },
     { name: "Talking", cell: (row) => count(row.num_conversations), isNumber: true },
-    { name: "Busy", cell: (row) => <Meter share={row.busy_share} /> },
+    { name: "Busy", cell: (row) => <Meter share={row.busy_share} />, isLong: true },
     { name: "Waits", cell: (row) => millis(row.queue_s * 1000), isNumber: true },
     { name: "Tokens/s", cell: (row) => rate(row.tokens_per_s), isNumber: true },
     { name: "Turns a pass", cell: (row) => each(row.num_computed, row.num_passes).toFixed(1), isNumber: true },
@@ -129,6 +129,7 @@ export function Refusals({ status }: { status: Status }) {
     { name: "Reason", cell: (row) => <span class="reason">{meaning(row.reason).label}</span> },
     {
       name: "What they were told, and what to do",
+      isLong: true,
       cell: (row) => (
         <>
           <span class="told">{row.message}</span>
@@ -157,7 +158,7 @@ export function Closed({ status }: { status: Status }) {
     { name: "Closed", cell: (row) => ago(status.time_s - row.closed_s) },
     { name: "Tenant", cell: (row) => <Name name={row.tenant} />, isHeader: true },
     { name: "Conversation", cell: (row) => <Id id={row.id} />, isExtra: true },
-    { name: "Why", cell: (row) => row.why },
+    { name: "Why", cell: (row) => row.why, isLong: true },
     { name: "Lasted", cell: (row) => span(row.closed_s - row.opened_s), isNumber: true },
     { name: "Turns", cell: (row) => count(row.num_turns), isNumber: true },
     { name: "Queue a turn", cell: queueOf, isNumber: true, isExtra: true },

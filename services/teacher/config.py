@@ -200,7 +200,10 @@ class ServiceConfig(_Config):
                 f"port: got {self.port} for a directory and {self.max_replicas} replicas, expected none "
                 f"above {_MAX_PORT}"
             )
-        if self.console is not None and 0 <= self.console.port - self.port <= self.max_replicas + NUM_SPARE_PORTS:
+        if (
+            self.console is not None
+            and 0 <= self.console.port - self.port <= self.max_replicas + NUM_SPARE_PORTS
+        ):
             raise ValueError(
                 f"console.port: got {self.console.port}, expected none from {self.port} to "
                 f"{self.port + self.max_replicas + NUM_SPARE_PORTS}, which directory and replicas take"

@@ -1,7 +1,7 @@
 """The console's answers, made once for all who ask the same at about the same time.
 
-An answer with ten minutes of history takes longer to write down than to find, so that is done on a thread, one at a
-time, and the directory's event loop stays free for students.
+An answer with ten minutes of history takes longer to write down than to find, so that is done on a thread,
+one at a time, and the directory's event loop stays free for students.
 """
 
 from __future__ import annotations

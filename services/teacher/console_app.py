@@ -1,7 +1,7 @@
 """What the console answers over HTTP: its page, and at `/api/status` how the service is, as JSON.
 
-The page and its files are the same for everybody; what is going on is told to those only whom the service lets in,
-and to each its own view. Knows neither gRPC nor Ray.
+The page and its files are the same for everybody; what is going on is told to those only whom the service
+lets in, and to each its own view. Knows neither gRPC nor Ray.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def console_app(source: StatusSource, gate: Gate | None) -> ASGIApp:
 
     Args:
         source: of what it tells.
-        gate: says who may see it; None: whoever is on this machine. A page from elsewhere can't then call itself by
-            a name that leads here, and have this machine's browser ask for it (DNS rebinding).
+        gate: says who may see it; None: whoever is on this machine. A page from elsewhere can't then call
+            itself by a name that leads here, and have this machine's browser ask for it (DNS rebinding).
     """
     desk = _Desk(source, gate)
     routes = [Route(path, _sender(file), methods=["GET"]) for path, file in console_files().items()]
@@ -110,7 +110,9 @@ class _Desk:
         if self._gate is None:
             return None
         await self._gate.look()
-        return self._gate.admit([("authorization", each) for each in request.headers.getlist("authorization")])
+        return self._gate.admit(
+            [("authorization", each) for each in request.headers.getlist("authorization")]
+        )
 
     def _write_down(self, error: AccessDeniedError, request: Request) -> None:
         peer = "console" if request.client is None else f"console:{request.client.host}:{request.client.port}"

@@ -1,13 +1,12 @@
 """The console's server, in the directory's process and on its event loop.
 
-Students must not notice who looks: connections are bounded in number and time, and none of them can hold the loop up.
+Students must not notice who looks: connections are bounded in number and time, and none can hold the loop up.
 Knows neither gRPC nor Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from services.teacher.tls_files import RenewedContext
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
 
     from services.teacher.config import ServiceConfig
     from services.teacher.console_app import StatusSource
@@ -49,7 +47,8 @@ class ConsoleServer:
         self._host, self._port = config.host, config.console.port
         self._tls = config.tls
         self._app = console_app(source, gate)
-        self._server: _Server | None = None
+        self._listener: socket.socket | None = None
+        self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -60,30 +59,25 @@ class ConsoleServer:
             ValueError: the certificates can't be read.
         """
         tls = None if self._tls is None else RenewedContext(self._tls)
-        listener = _listener(self._host, self._port)
-        self._server = _Server(_config(self._app, tls))
-        self._task = asyncio.create_task(self._server.serve([listener]))
-        while not (self._server.started or self._task.done()):
-            await asyncio.sleep(0)
-        if self._task.done():
-            self._task.result()
+        self._listener = _listener(self._host, self._port)
+        # Not `serve`, which would take the process's signals for itself.
+        server = uvicorn.Server(_config(self._app, tls))
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup([self._listener])
+        self._server, self._task = server, asyncio.create_task(server.main_loop())
 
     async def stop(self) -> None:
         """Stops to listen and ends what is open."""
-        if self._server is not None and self._task is not None:
-            self._server.should_exit = self._server.force_exit = True
-            await self._task
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
-        """Leaves signals to those whose process it is."""
-        yield
+        if self._server is None or self._task is None or self._listener is None:
+            return
+        self._server.should_exit = self._server.force_exit = True
+        await self._task
+        await self._server.shutdown([self._listener])
 
 
 class _Connection(H11Protocol):
-    """A connection that ends when nothing was answered on it for a while: its client sends no request, or reads nothing.
+    """A connection that ends when nothing was answered for a while: nothing was asked, or nothing is read.
 
     When there are too many, the one that has waited longest goes; who looks asks every second.
     """

@@ -66,6 +66,7 @@ class RenewedContext(ssl.SSLContext):
     """
 
     def __new__(cls, config: TlsConfig) -> Self:  # noqa: ARG004 - what it is made of comes to `__init__`
+        """Makes one, as the base class wants it."""
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, config: TlsConfig) -> None:
