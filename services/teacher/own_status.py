@@ -12,8 +12,9 @@ import torch
 
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.environment import socket_address
+from services.teacher.history import SAMPLE_PERIOD_S
 from services.teacher.signals import UNKNOWN
-from services.teacher.status import SAMPLE_PERIOD_S, StatusBoard
+from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
