@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 
+from preceptor.v1.status_pb2_grpc import add_StatusServiceServicer_to_server
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
 from services.teacher.connections import CONNECTION_OPTIONS
@@ -118,6 +119,7 @@ async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) ->
     server = grpc.aio.server(options=[*limits, *CONNECTION_OPTIONS])
     servicer = TeacherServicer(engine, config)
     add_TeacherServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    add_StatusServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     add_health_to_server(servicer, server)
     server.add_insecure_port(f"{config.host}:{config.port}")
     await server.start()

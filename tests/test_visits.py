@@ -198,7 +198,7 @@ def test_a_revoked_student_who_reads_nothing_is_cut_off(
         student.send(*deaf_frames())
         visits = guarded.servicer._visits
         guarded.wait_until(
-            lambda: any(visit.conversation.tally.bytes > 24 * 786_000 for visit in visits.values())
+            lambda: any(visit.conversation.signals.tally.bytes > 24 * 786_000 for visit in visits.values())
         )
         invoke("revoke", file, "deaf")
         start_s = time.monotonic()

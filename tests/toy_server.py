@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.status_pb2_grpc import add_StatusServiceServicer_to_server
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub, add_TeacherServiceServicer_to_server
 from services.teacher.certificates import add_port
 from services.teacher.connections import CONNECTION_OPTIONS
@@ -174,6 +175,7 @@ class ToyServer:
             ]
         )
         add_TeacherServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
+        add_StatusServiceServicer_to_server(self.servicer, self._server)  # type: ignore[no-untyped-call]
         add_health_to_server(self.servicer, self._server)
         self.port = add_port(self._server, f"127.0.0.1:{self.port}", self.config.tls)
         await self._server.start()

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
+from preceptor.v1.status_pb2 import GetStatusResponse
+from preceptor.v1.teacher_pb2 import REASON_ACCESS_DENIED
 from services.teacher.audit import RefusalsLog
 from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
+    from preceptor.v1.status_pb2 import GetStatusRequest
+    from preceptor.v1.teacher_pb2 import Reason
     from services.teacher.gate import Gate, Pass
 
-__all__ = ["admit", "deny", "is_blind", "is_denied", "peer_of", "refuse"]
+__all__ = [
+    "RefusalsBook",
+    "SupportsStatus",
+    "admit",
+    "answer_status",
+    "deny",
+    "is_blind",
+    "is_denied",
+    "peer_of",
+    "refuse",
+]
 
 _refusals = RefusalsLog()
+
+
+class RefusalsBook(Protocol):
+    """Counts refused calls: a replica's `Signals`, the directory's `StatusBoard`."""
+
+    def refused(self, tenant: str, peer: str, reason: Reason, message: str) -> None:
+        """Counts one."""
+        ...
+
+
+class SupportsStatus(RefusalsBook, Protocol):
+    """Says how a service is, and counts those who may not know."""
+
+    def answer(self, shown: Pass | None, history_s: int) -> GetStatusResponse:
+        """See `StatusBoard.answer`."""
+        ...
 
 
 def peer_of(context: Any) -> str:
@@ -32,16 +62,28 @@ async def admit(gate: Gate, context: Any) -> Pass:
     return gate.admit(() if context is None else context.invocation_metadata() or ())
 
 
-async def is_denied(gate: Gate | None, context: Any) -> bool:
+async def is_denied(gate: Gate | None, context: Any, book: RefusalsBook) -> bool:
     """Whether a call that has one answer is not let in; its status then says so."""
     if gate is None:
         return False
     try:
         await admit(gate, context)
     except AccessDeniedError as error:
-        deny(context, error)
+        deny(context, error, book)
         return True
     return False
+
+
+async def answer_status(
+    request: GetStatusRequest, gate: Gate | None, context: Any, book: SupportsStatus
+) -> GetStatusResponse:
+    """Answers GetStatus with what the caller may see."""
+    try:
+        shown = None if gate is None else await admit(gate, context)
+    except AccessDeniedError as error:
+        deny(context, error, book)
+        return GetStatusResponse()
+    return book.answer(shown, request.history_s)
 
 
 async def is_blind(gate: Gate | None) -> bool:
@@ -52,20 +94,23 @@ async def is_blind(gate: Gate | None) -> bool:
     return gate.is_blind
 
 
-def refuse(tenant: str, context: Any, error: Exception) -> None:
+def refuse(tenant: str, context: Any, error: Exception, reason: Reason, book: RefusalsBook) -> None:
     """Writes down that a call is refused.
 
     Args:
         tenant: whose it is; empty: nobody knows.
         context: of the call.
         error: what it is told.
+        reason: the same for programs.
+        book: counts it.
     """
     _refusals.refused(tenant, peer_of(context), str(error))
+    book.refused(tenant, peer_of(context), reason, str(error))
 
 
-def deny(context: Any, error: AccessDeniedError) -> None:
+def deny(context: Any, error: AccessDeniedError, book: RefusalsBook) -> None:
     """Has a call end with the status that says so, and writes it down."""
-    refuse(error.tenant, context, error)
+    refuse(error.tenant, context, error, REASON_ACCESS_DENIED, book)
     if context is not None:
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(str(error))

@@ -46,8 +46,8 @@ def opened(
 
 def forward(
     number: int, kept: KeptTurn, result: ForwardResult, compression: Compression, max_frame_bytes: int
-) -> pb.ConverseResponse:
-    """Answers Exchange with Reply, Observe with Observation.
+) -> tuple[pb.ConverseResponse, int]:
+    """Answers Exchange with Reply, Observe with Observation; says how many bytes the answer has.
 
     Raises:
         LimitError: the answer does not fit a frame.
@@ -63,12 +63,12 @@ def forward(
             for name, value in result.values.items()
         ]
         answer = pb.ConverseResponse(observation=pb.Observation(turn=number, values=values, receipt=receipt))
-    if answer.ByteSize() > max_frame_bytes:
+    num_bytes = answer.ByteSize()
+    if num_bytes > max_frame_bytes:
         raise LimitError(
-            f"answer: got {answer.ByteSize()} bytes, expected at most {max_frame_bytes};"
-            " send fewer rows a turn"
+            f"answer: got {num_bytes} bytes, expected at most {max_frame_bytes}; send fewer rows a turn"
         )
-    return answer
+    return answer, num_bytes
 
 
 def _observation_type(value: Tensor, wire_type: WireType) -> WireType:
@@ -83,32 +83,34 @@ def gradients(
     request_bytes: int,
     compression: Compression,
     max_frame_bytes: int,
-) -> Iterator[pb.ConverseResponse]:
-    """Answers Backward, in as many parts as the frame size asks for."""
+) -> Iterator[tuple[pb.ConverseResponse, int]]:
+    """Answers Backward, in as many parts as the frame size asks for; says how many bytes each has."""
     receipt = _receipt(turn, result.cost, request_bytes)
     receipt.graph_source = pb.GRAPH_SOURCE_RETAINED if result.retained else pb.GRAPH_SOURCE_RECOMPUTED
     wire_type = compression.gradient
     message = None if result.message is None else encode(result.message, wire_type)
-    num_bytes = 0 if message is None else message.ByteSize()
+    num_bytes = 0 if message is None else _framed(message.ByteSize())
     part = pb.Gradients(turn=number, message=message)
     for tensor in encode_named(result.codec, wire_type):
-        if tensor.ByteSize() > max_frame_bytes:
-            size = tensor.ByteSize()
+        size = tensor.ByteSize()
+        if size > max_frame_bytes:
             raise LimitError(
                 f"gradient of {tensor.name}: got {size} bytes, expected at most {max_frame_bytes}"
             )
-        if num_bytes + tensor.ByteSize() > max_frame_bytes // 2 and num_bytes:
-            yield pb.ConverseResponse(gradients=part)
+        if num_bytes + size > max_frame_bytes // 2 and num_bytes:
+            head = pb.Gradients(turn=number)
+            yield pb.ConverseResponse(gradients=part), _framed(head.ByteSize() + num_bytes)
             part, num_bytes = pb.Gradients(turn=number), 0
-        num_bytes += _append(part, tensor)
-    part.complete = True
-    part.receipt.CopyFrom(receipt)
-    yield pb.ConverseResponse(gradients=part)
+        part.codec.append(tensor)
+        num_bytes += _framed(size)
+    head = pb.Gradients(turn=number, complete=True, receipt=receipt)
+    part.MergeFrom(head)
+    yield pb.ConverseResponse(gradients=part), _framed(head.ByteSize() + num_bytes)
 
 
-def _append(part: pb.Gradients, tensor: tensors.NamedTensor) -> int:
-    part.codec.append(tensor)
-    return tensor.ByteSize()
+def _framed(num_bytes: int) -> int:
+    """Returns the bytes of a message with its tag and length; to ask the whole would write it once more."""
+    return 1 + max((num_bytes.bit_length() + 6) // 7, 1) + num_bytes
 
 
 def _receipt(turn: Turn, cost: Cost, request_bytes: int) -> pb.Receipt:

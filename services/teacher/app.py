@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from preceptor.v1 import teacher_pb2 as pb
+    from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse
     from services.teacher.directory import Report
 
 __all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app"]
@@ -41,6 +42,7 @@ __all__ = ["APP_NAME", "SERVICER_FUNCTIONS", "TeacherDeployment", "build_app"]
 APP_NAME = "preceptor"
 SERVICER_FUNCTIONS = [
     "preceptor.v1.teacher_pb2_grpc.add_TeacherServiceServicer_to_server",
+    "preceptor.v1.status_pb2_grpc.add_StatusServiceServicer_to_server",
     "services.teacher.health.add_health_to_server",
 ]
 
@@ -86,6 +88,10 @@ class TeacherDeployment:
     ) -> pb.FindReplicasResponse:
         """See `TeacherServicer`."""
         return await self._servicer.FindReplicas(request, grpc_context)
+
+    async def GetStatus(self, request: GetStatusRequest, grpc_context: Any) -> GetStatusResponse:  # noqa: N802
+        """See `TeacherServicer`."""
+        return await self._servicer.GetStatus(request, grpc_context)
 
     async def Check(self, request: HealthCheckRequest, grpc_context: Any) -> HealthCheckResponse:  # noqa: N802
         """See `TeacherServicer`."""

@@ -8,9 +8,7 @@ gRPC nor Ray.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from preceptor.compression import Compression
@@ -25,27 +23,25 @@ from services.teacher.errors import (
     ProtocolError,
     TurnConflictError,
     UnknownTurnError,
-    failure_of,
-    internal_failure,
+    failed_frame,
 )
 from services.teacher.handover import Handover
 from services.teacher.kept import Account
-from services.teacher.tally import Tally
+from services.teacher.quota import paid
 from services.teacher.turns import KeptTurn, TurnShelf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from services.teacher.agreement import Agreement
     from services.teacher.config import LimitsConfig
     from services.teacher.engine import Engine
     from services.teacher.kept import KeptBytes
+    from services.teacher.signals import ConversationSignals
     from services.teacher.work import ForwardResult, GradientsResult, Turn
 
 __all__ = ["Conversation"]
-
-logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -63,10 +59,11 @@ class Conversation:
         charge: called with the tokens of each turn before it is computed (again); may refuse it. Called with
             them negated if it is refused after that.
         kept: what all conversations keep together; None: this one alone.
+        signals: count what it does; None: new ones of the engine's.
 
     Attributes:
         closed: whether the student sent Close, or was cut off.
-        tally: what was asked for.
+        signals: see above.
     """
 
     def __init__(
@@ -80,15 +77,16 @@ class Conversation:
         tenant: str | None = None,
         charge: Callable[[int], None] = lambda _: None,
         kept: KeptBytes | None = None,
+        signals: ConversationSignals | None = None,
     ) -> None:
         self.conversation_id = conversation_id
-        self.tally = Tally()
+        self.signals = signals or engine.signals.conversation(conversation_id)
         self._known_tenant = tenant
         self._charge = charge
         self._engine = engine
         self._limits = limits
         self._default_split_layer = default_split_layer
-        self._send = send
+        self._write = send
         self._agreement: Agreement | None = None
         self._compression = Compression()
         self._credit = CreditLine(limits.credit_bytes)
@@ -122,13 +120,12 @@ class Conversation:
         content = getattr(frame, kind) if kind else None
         version = content.version if isinstance(content, pb.SetCodec) else 0
         num_bytes = frame.ByteSize()
-        self.tally.bytes += num_bytes
+        self.signals.received(num_bytes)
         cost = 0 if isinstance(content, pb.Open | pb.Close) else num_bytes
         if not self._credit.spend(cost):
             self.closed = True
-            self._fail(
-                ProtocolError(f"credit: got a frame of {cost} bytes, expected one that it covers"), turn=0
-            )
+            broken = ProtocolError(f"credit: got a frame of {cost} bytes, expected one that it covers")
+            self._fail(broken, turn=0)
             return
         try:
             check_limit("frame bytes", num_bytes, self._limits.max_frame_bytes)
@@ -190,6 +187,8 @@ class Conversation:
         self._agreement = agree(
             frame, self.conversation_id, teacher, self._limits, default, self._known_tenant
         )
+        if self._known_tenant is None:
+            self.signals.named(frame.tenant)
         self._compression = self._agreement.compression
         self._send(answers.opened(self._agreement, teacher.facts, self._limits, default))
 
@@ -213,9 +212,9 @@ class Conversation:
             raise TurnConflictError(f"turn: got {frame.turn} again with other content, expected a new number")
         self._check_room()
         number, answered = frame.turn, kept
-        with self._paying(kept.turn):
+        with paid(kept.turn.num_tokens, self._charge, self.signals.tally):
             future = self._engine.forward(kept.turn)
-        self.tally.turns += 1
+        self.signals.tally.turns += 1
         if not (isinstance(frame, pb.Observe) and frame.ahead):  # nothing can follow it
             self._turns.put(number, kept)
         self._await(number, future, lambda result: self._answer_forward(number, answered, result), cost)
@@ -231,21 +230,11 @@ class Conversation:
         self._check_room()
         number, turn = frame.turn, kept.turn
         # The first gradients are in the turn's price; others are computed anew.
-        with self._paying(turn) if kept.had_gradients else contextlib.nullcontext():
+        num_tokens = turn.num_tokens if kept.had_gradients else 0
+        with paid(num_tokens, self._charge, self.signals.tally):
             future = self._engine.backward(turn, gradients)
         kept.had_gradients = True
         self._await(number, future, lambda result: self._answer_backward(number, turn, result, cost), cost)
-
-    @contextlib.contextmanager
-    def _paying(self, turn: Turn) -> Iterator[None]:
-        """Has a turn paid for, unless it is not taken."""
-        self._charge(turn.num_tokens)
-        try:
-            yield
-        except OverloadedError:
-            self._charge(-turn.num_tokens)
-            raise
-        self.tally.tokens += turn.num_tokens
 
     def _check_room(self) -> None:
         limit = self._limits.max_turns_in_flight
@@ -280,16 +269,24 @@ class Conversation:
             return
         kept.shapes = {name: value.shape for name, value in result.values.items()}
         compression, limit = self._compression, self._limits.max_frame_bytes
-        self._send(answers.forward(number, kept, result, compression, limit))
+        answer, num_bytes = answers.forward(number, kept, result, compression, limit)
+        kind = "exchange" if answer.HasField("reply") else "observe"
+        self.signals.answered(kind, kept.turn.num_tokens, result.cost.queue_ms, result.cost.share_ms)
+        self._send(answer, num_bytes)
 
     def _answer_backward(self, number: int, turn: Turn, result: GradientsResult, num_bytes: int) -> None:
         compression, limit = self._compression, self._limits.max_frame_bytes
-        for answer in answers.gradients(number, turn, result, num_bytes, compression, limit):
-            self._send(answer)
+        for answer, size in answers.gradients(number, turn, result, num_bytes, compression, limit):
+            if answer.gradients.complete:
+                self.signals.answered("backward", turn.num_tokens, result.cost.queue_ms, result.cost.share_ms)
+            self._send(answer, size)
 
     def _fail(self, error: Exception, *, turn: int, codec_version: int = 0) -> None:
-        failed = failure_of(error, turn=turn, codec_version=codec_version)
-        if failed is None:
-            logger.error("conversation %s, turn %d failed", self.conversation_id, turn, exc_info=error)
-            failed = internal_failure(self.conversation_id, turn=turn, codec_version=codec_version)
+        failed = failed_frame(error, self.conversation_id, turn=turn, codec_version=codec_version)
+        self.signals.refused(failed)
         self._send(pb.ConverseResponse(failed=failed))
+
+    def _send(self, answer: pb.ConverseResponse, num_bytes: int | None = None) -> None:
+        """Sends a frame, of so many bytes where that is known: to find out takes as long as to write it."""
+        self.signals.sent(answer.ByteSize() if num_bytes is None else num_bytes)
+        self._write(answer)

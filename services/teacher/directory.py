@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from preceptor.v1 import teacher_pb2 as pb
@@ -40,6 +40,7 @@ class Report:
         max_conversations: conversations it takes.
         max_queued_tokens: positions it lets wait.
         draining: whether it is going away.
+        status: all that it tells of itself, a `GetStatusResponse`; empty: as before.
     """
 
     address: str
@@ -48,6 +49,7 @@ class Report:
     max_conversations: int
     max_queued_tokens: int
     draining: bool = False
+    status: bytes = field(default=b"", compare=False, repr=False)
 
     def fullness(self, num_more: int) -> float:
         """Returns how full the replica is with some more conversations: 0 if idle, 1 at one of its limits."""

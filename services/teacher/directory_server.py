@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import is_blind, is_denied
+from preceptor.v1.status_pb2 import GetStatusResponse
+from preceptor.v1.status_pb2_grpc import add_StatusServiceServicer_to_server
+from services.teacher.access import answer_status, is_blind, is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.connections import CONNECTION_OPTIONS
@@ -21,10 +24,12 @@ from services.teacher.directory import Directory
 from services.teacher.environment import socket_address
 from services.teacher.gate import gate_of
 from services.teacher.health import SERVICE_NAME, add_health_to_server, answer_check
+from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+    from preceptor.v1.status_pb2 import GetStatusRequest
     from services.teacher.config import ServiceConfig
     from services.teacher.directory import Report
 
@@ -34,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class DirectoryDeployment:
-    """Answers FindReplicas at the service's address; whatever else is asked there is to be asked elsewhere.
+    """Answers FindReplicas and GetStatus at the service's address; all else is to be asked elsewhere.
 
     Args:
         config: of the service.
@@ -46,6 +51,7 @@ class DirectoryDeployment:
         self._gate = gate_of(config)
         write_audit_to(config.audit_log)
         self._directory = Directory()
+        self._board = StatusBoard(config.name)
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
         self._has_warned = False
@@ -59,7 +65,10 @@ class DirectoryDeployment:
         async with self._starting:
             if self._server is None:
                 self._server = await self._start()
-        return self._directory.report(report)
+        if report.status:
+            status = GetStatusResponse.FromString(report.status)
+            self._board.hear(status, is_leaving=report.draining)
+        return self._directory.report(replace(report, status=b""))  # replicas need not know it of each other
 
     async def addresses(self) -> list[str]:
         """Returns HOST:PORT of all replicas, for those inside the cluster."""
@@ -71,12 +80,18 @@ class DirectoryDeployment:
         context: grpc.aio.ServicerContext[pb.FindReplicasRequest, pb.FindReplicasResponse],
     ) -> pb.FindReplicasResponse:
         """See `TeacherService`; an empty list would say that conversations are held here."""
-        if await is_denied(self._gate, context):
+        if await is_denied(self._gate, context, self._board):
             return pb.FindReplicasResponse()
         replicas = self._directory.find(opens_conversation=request.opens_conversation)
         if not replicas:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no replica is up")
         return pb.FindReplicasResponse(replicas=replicas)
+
+    async def GetStatus(  # noqa: N802
+        self, request: GetStatusRequest, context: Any
+    ) -> GetStatusResponse:
+        """Says how the service is, as far as the caller may see it."""
+        return await answer_status(request, self._gate, context, self._board)
 
     async def Check(self, request: HealthCheckRequest, grpc_context: Any) -> HealthCheckResponse:  # noqa: N802
         """Says whether a replica is up, and students are let in; see `health`."""
@@ -105,6 +120,7 @@ class DirectoryDeployment:
             "Converse": grpc.stream_stream_rpc_method_handler(_refuse),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+        add_StatusServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
         add_health_to_server(self, server)
         await server.start()
         return server

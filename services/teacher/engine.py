@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from services.teacher.load import LoadMeter
+from services.teacher.signals import Signals
 from services.teacher.work import (
     BackwardWork,
     Cost,
@@ -84,6 +85,10 @@ class Engine:
         queue: decides what is computed together.
         graphs: keeps passes for their gradients; a `FairQueue` uses the same.
         clock: seconds, monotonic.
+        signals: count what is computed; None: its own.
+
+    Attributes:
+        signals: what counts for this replica.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Engine:
         queue: WorkQueue,
         graphs: GraphStore,
         clock: Callable[[], float] = time.perf_counter,
+        signals: Signals | None = None,
     ) -> None:
         self.teacher = teaching.teacher
         self.graphs = graphs
@@ -102,6 +108,7 @@ class Engine:
         self._queue = queue
         self._clock = clock
         self._meter = LoadMeter(clock)
+        self.signals = Signals() if signals is None else signals
         self._thread = threading.Thread(target=self._run, name="teacher-compute", daemon=True)
 
     @property
@@ -245,6 +252,7 @@ class Engine:
 
         def answer(arrived: Sequence[dict[str, Tensor]]) -> None:
             costs = self._costs(works, start, num_cached_rows)
+            self.signals.passes.went_back(is_retained=is_retained)
             for work, codec, cost in zip(works, arrived, costs, strict=True):
                 message = codec.pop(_MESSAGE, None)
                 work.future.set_result(GradientsResult(message, codec, is_retained, cost))
@@ -260,6 +268,9 @@ class Engine:
         speakers = [work.turn.speaker for work in works]
         num_conversations = len({speaker.conversation for speaker in speakers})
         num_tenants = len({speaker.tenant for speaker in speakers})
+        num_read = sum(turn.num_rows - num_cached for turn, num_cached in num_cached_rows.items())
+        self.signals.passes.computed(len(works), num_tenants, sum(num_cached_rows.values()), num_read)
+        ms_a_token = compute_ms / sum(work.turn.num_tokens for work in works)
         return [
             Cost(
                 queue_ms=(start - work.admitted_s) * 1000.0,
@@ -267,6 +278,7 @@ class Engine:
                 num_conversations=num_conversations,
                 num_tenants=num_tenants,
                 num_cached_rows=num_cached_rows.get(work.turn, 0),
+                share_ms=ms_a_token * work.turn.num_tokens,
             )
             for work in works
         ]

@@ -19,6 +19,7 @@ exception is a defect of the service. This module knows the gRPC status numbers 
 
 from __future__ import annotations
 
+import logging
 import math
 from enum import IntEnum
 
@@ -43,6 +44,7 @@ __all__ = [
     "failure_of",
 ]
 
+logger = logging.getLogger(__name__)
 
 # Messages repeat what came; a student that sends megabytes shall not be sent them back.
 _MAX_MESSAGE_CHARACTERS = 2000
@@ -183,8 +185,14 @@ def _message_of(error: Exception) -> str:
     return text if len(text) <= _MAX_MESSAGE_CHARACTERS else f"{text[:_MAX_MESSAGE_CHARACTERS]} ..."
 
 
-def internal_failure(conversation_id: str, *, turn: int = 0, codec_version: int = 0) -> pb.Failed:
-    """Returns the Failed frame for a defect of the service; it tells nothing but where to look."""
+def failed_frame(
+    error: BaseException, conversation_id: str, *, turn: int = 0, codec_version: int = 0
+) -> pb.Failed:
+    """Returns the Failed frame that tells a student of an error; one of a defect says only where to look."""
+    failed = failure_of(error, turn=turn, codec_version=codec_version)
+    if failed is not None:
+        return failed
+    logger.error("conversation %s, turn %d failed", conversation_id, turn, exc_info=error)
     return pb.Failed(
         turn=turn,
         codec_version=codec_version,

@@ -59,12 +59,14 @@ class Pass:
         digest: of the token it showed.
         max_conversations: of its team, a replica; None: no limit of its own.
         tokens_per_s: of its team, a replica; None: no limit.
+        operator: whether it sees all that the service tells of itself.
     """
 
     tenant: str
     digest: str
     max_conversations: int | None = None
     tokens_per_s: float | None = None
+    operator: bool = False
 
 
 class Gate:
@@ -138,7 +140,7 @@ class Gate:
             return None
         if not self._lasts(tenant.expires, fitting[0].expires):
             return None
-        return Pass(name, fitting[0].digest, tenant.max_conversations, tenant.tokens_per_s)
+        return Pass(name, fitting[0].digest, tenant.max_conversations, tenant.tokens_per_s, tenant.operator)
 
     def allows(self, shown: Pass) -> bool:
         """Whether a pass still holds; it ends when its token is revoked or expires."""

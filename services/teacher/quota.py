@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from services.teacher.errors import OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Quotas"]
+    from services.teacher.tally import Tally
+
+__all__ = ["Quotas", "paid"]
 
 _BURST_S = 10.0
 
@@ -49,3 +52,23 @@ class Quotas:
                 missing / tokens_per_s,
             )
         self._buckets[tenant] = (left - num_tokens, now_s)
+
+
+@contextlib.contextmanager
+def paid(num_tokens: int, charge: Callable[[int], None], tally: Tally) -> Iterator[None]:
+    """Has a turn paid for, unless what is done while open finds no room for it.
+
+    Args:
+        num_tokens: its rows x positions; 0: it costs nothing.
+        charge: takes them, or, negated, gives them back; may refuse.
+        tally: of what was asked for.
+    """
+    if num_tokens:
+        charge(num_tokens)
+    try:
+        yield
+    except OverloadedError:
+        if num_tokens:
+            charge(-num_tokens)
+        raise
+    tally.tokens += num_tokens

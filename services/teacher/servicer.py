@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.access import admit, deny, is_blind, is_denied, peer_of, refuse
+from services.teacher.access import admit, answer_status, deny, is_blind, is_denied, peer_of, refuse
 from services.teacher.balance import num_to_move
 from services.teacher.conversation import Conversation
 from services.teacher.describe import describe_limits, describe_teacher
@@ -29,6 +29,7 @@ from services.teacher.gate import AccessDeniedError, gate_of
 from services.teacher.health import answer_check
 from services.teacher.kept import KeptBytes
 from services.teacher.outbox import Outbox
+from services.teacher.own_status import OwnStatus
 from services.teacher.quota import Quotas
 from services.teacher.reading import FirstFrames, end_by
 from services.teacher.visit import End, Visit, notice_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+    from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse
     from services.teacher.config import ServiceConfig
     from services.teacher.engine import Engine
     from services.teacher.gate import Gate, Pass
@@ -69,6 +71,7 @@ class TeacherServicer:
             raise ValueError(f"split_layer: got {config.split_layer}, expected 0 to {num_layers}")
         self._directory = Directory.copy()
         self._gate = gate_of(config) if gate is None else gate
+        self._status = OwnStatus(engine, config, self._gate)
         self._quotas = Quotas()
         self._first_frames = FirstFrames()
         self._kept = KeptBytes(config.limits.max_replica_kept_bytes)
@@ -84,7 +87,7 @@ class TeacherServicer:
         grpc_context: Any = None,
     ) -> pb.DescribeTeacherResponse:
         """Says what the teacher is and what it accepts."""
-        if await is_denied(self._gate, grpc_context):
+        if await is_denied(self._gate, grpc_context, self._status):
             return pb.DescribeTeacherResponse()
         return pb.DescribeTeacherResponse(
             teacher=describe_teacher(self._engine.teacher.facts, self._default_split_layer),
@@ -97,11 +100,17 @@ class TeacherServicer:
         grpc_context: Any = None,
     ) -> pb.FindReplicasResponse:
         """Says which replicas there are, as far as this one was told; none if it knows of none."""
-        if await is_denied(self._gate, grpc_context):
+        if await is_denied(self._gate, grpc_context, self._status):
             return pb.FindReplicasResponse()
         return pb.FindReplicasResponse(
             replicas=self._directory.find(opens_conversation=request.opens_conversation)
         )
+
+    async def GetStatus(  # noqa: N802
+        self, request: GetStatusRequest, grpc_context: Any = None
+    ) -> GetStatusResponse:
+        """Says how this replica is, as far as the caller may see it."""
+        return await answer_status(request, self._gate, grpc_context, self._status)
 
     async def Check(self, request: HealthCheckRequest, grpc_context: Any = None) -> HealthCheckResponse:  # noqa: N802
         """Says whether conversations are taken; see `health`."""
@@ -117,12 +126,13 @@ class TeacherServicer:
         try:
             shown = None if self._gate is None else await admit(self._gate, grpc_context)
         except AccessDeniedError as error:
-            deny(grpc_context, error)  # a stranger gets no answer, and nothing of it is read
+            deny(grpc_context, error, self._status)  # a stranger gets no answer, and nothing of it is read
             return
         try:
             self._check_room(shown)
         except TurnError as error:
-            refuse("" if shown is None else shown.tenant, grpc_context, error)
+            tenant = "" if shown is None else shown.tenant
+            refuse(tenant, grpc_context, error, error.reason, self._status)
             await self._first_frames.read(request_stream)
             yield pb.ConverseResponse(failed=failure_of(error))
             return
@@ -139,11 +149,15 @@ class TeacherServicer:
             reader.cancel()
             watch.cancel()
             visit.close(asyncio.get_running_loop().time())
+            self._engine.signals.ended(visit.conversation.signals, visit.end.value)
             await asyncio.wait([reader, watch])
 
     def _visit(self, outbox: Outbox, shown: Pass | None, peer: str) -> Visit:
+        signals = self._engine.signals.conversation(uuid.uuid4().hex, peer)
+        if shown is not None:
+            signals.named(shown.tenant)
         conversation = Conversation(
-            uuid.uuid4().hex,
+            signals.conversation_id,
             engine=self._engine,
             limits=self._limits,
             default_split_layer=self._default_split_layer,
@@ -151,6 +165,7 @@ class TeacherServicer:
             tenant=None if shown is None else shown.tenant,
             charge=self._charge_of(shown),
             kept=self._kept,
+            signals=signals,
         )
         now_s = asyncio.get_running_loop().time()
         return Visit(conversation, outbox, shown, peer, now_s, handler=asyncio.current_task())
@@ -178,7 +193,7 @@ class TeacherServicer:
                 "conversation %s: the stream broke: %s", conversation.conversation_id, type(error).__name__
             )
             failed = failure_of(ProtocolError("frame: got bytes that are none, expected a ConverseRequest"))
-            outbox.put(pb.ConverseResponse(failed=failed))
+            visit.tell(pb.ConverseResponse(failed=failed))
         finally:
             outbox.put(None)
 
@@ -214,13 +229,14 @@ class TeacherServicer:
         loop = asyncio.get_running_loop()
         try:
             while not visit.must_end(self._gate, self._limits, loop.time()):
+                self._status.look()
                 await asyncio.sleep(_WATCH_S)
                 if self._gate is not None:
                     await self._gate.look()
         except Exception:  # who can't be watched is not let go on
             logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
             visit.end = End.DENIED
-        visit.outbox.put(notice_of(visit.end))
+        visit.tell(notice_of(visit.end))
         end_by(reading, loop.time())
         if visit.handler is not None:
             visit.cut = loop.call_later(_LINGER_S, visit.handler.cancel)
@@ -242,7 +258,7 @@ class TeacherServicer:
 
     def report(self, address: str) -> Report:
         """Returns how this replica, whose students reach it at `address`, is now."""
-        self._address = address
+        self._address = self._status.address = address
         return Report(
             address=address,
             num_conversations=len(self._visits),
@@ -250,6 +266,7 @@ class TeacherServicer:
             max_conversations=self._limits.max_conversations,
             max_queued_tokens=self._limits.max_queued_tokens,
             draining=self._closes_at_s is not None,
+            status=self._status.report(),
         )
 
     def learn(self, reports: Iterable[Report]) -> None:

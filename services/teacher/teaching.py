@@ -67,7 +67,12 @@ class Teaching:
             The passes, and the number of rows of each turn whose reading came from the cache.
         """
         own = self._read(turns)
-        num_cached = {turn: reading.num_cached_rows for turn, reading in own.items()}
+        # Nothing is read ahead where nothing is kept.
+        num_cached = {
+            turn: reading.num_cached_rows
+            for turn, reading in own.items()
+            if reading.states or reading.vectors
+        }
         exchanges = [turn for turn in turns if isinstance(turn, ExchangeTurn)]
         passes: list[Pass] = []
         if exchanges:

@@ -90,6 +90,10 @@ class Tenant(_Model):
         default=None, description="Names of the teachers it may talk to; null: all that read this file."
     )
 
+    operator: bool = Field(
+        default=False, description="Whether it sees how all others fare, not only itself; it may talk too."
+    )
+
     def has_ended(self, now: datetime) -> bool:
         """Whether the team as a whole has expired."""
         return self.expires is not None and self.expires <= now

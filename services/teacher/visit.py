@@ -86,6 +86,12 @@ class Visit:
             return False
         return True
 
+    def tell(self, notice: pb.ConverseResponse) -> None:
+        """Sends the student something that is no answer to a turn."""
+        if notice.HasField("failed"):
+            self.conversation.signals.refused(notice.failed)
+        self.outbox.put(notice)
+
     def move(self) -> None:
         """Asks the student to open its next turns elsewhere; those it has begun are answered here."""
         self.is_moving = True
@@ -96,7 +102,7 @@ class Visit:
         self.conversation.give_up()
         if self.cut is not None:
             self.cut.cancel()
-        tally = self.conversation.tally
+        tally = self.conversation.signals.tally
         facts = {"why": self.end.value, "seconds": round(now_s - self.now_s, 3)}
         audit("closed", **self._who(), **facts, turns=tally.turns, tokens=tally.tokens, bytes=tally.bytes)
 

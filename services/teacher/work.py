@@ -161,6 +161,7 @@ class Cost:
         num_conversations: conversations that shared it, its own included.
         num_tenants: tenants that shared it, its own included.
         num_cached_rows: rows of its inputs whose reading came from the cache.
+        share_ms: its part of `compute_ms`, by tokens.
     """
 
     queue_ms: float
@@ -168,6 +169,7 @@ class Cost:
     num_conversations: int = 1
     num_tenants: int = 1
     num_cached_rows: int = 0
+    share_ms: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""What one replica tells of itself: to the service's directory, and to whoever asks it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from preceptor.v1 import status_pb2 as pb
+from services.teacher.environment import socket_address
+from services.teacher.signals import UNKNOWN
+from services.teacher.status import SAMPLE_PERIOD_S, StatusBoard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from preceptor.v1.teacher_pb2 import Reason
+    from services.teacher.config import ServiceConfig
+    from services.teacher.engine import Engine
+    from services.teacher.gate import Gate, Pass
+
+__all__ = ["OwnStatus"]
+
+_REPORT_PERIOD_S = 1.0
+
+
+class OwnStatus:
+    """How a replica is and was.
+
+    Args:
+        engine: the replica's.
+        config: the operator's.
+        gate: knows the tenants' shares; None: as the config says.
+        clock: seconds of the epoch.
+
+    Attributes:
+        address: HOST:PORT of the replica.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ServiceConfig,
+        gate: Gate | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.address = socket_address(config.host, config.port)
+        self._engine = engine
+        self._weights: Mapping[str, float] = config.engine.tenant_weights if gate is None else gate.weights
+        self._clock = clock
+        self._board = StatusBoard(config.name, clock)
+        self._reported_s = self._looked_s = 0.0
+        self.look()
+
+    def report(self) -> bytes:
+        """Returns what the directory is told: a `GetStatusResponse`, or nothing if that was a moment ago."""
+        now_s = self._clock()
+        if 0 <= now_s - self._reported_s < _REPORT_PERIOD_S:
+            return b""
+        self._reported_s = now_s
+        return self._now().SerializeToString()
+
+    def look(self) -> None:
+        """Adds to the history, if that is not too early."""
+        now_s = self._clock()
+        if not 0 <= now_s - self._looked_s < SAMPLE_PERIOD_S:
+            self._looked_s = now_s
+            self._board.hear(self._now())
+
+    def answer(self, shown: Pass | None, history_s: int) -> pb.GetStatusResponse:
+        """See `StatusBoard.answer`."""
+        self._board.hear(self._now())
+        return self._board.answer(shown, history_s)
+
+    def refused(self, tenant: str, peer: str, reason: Reason, message: str) -> None:
+        """See `Signals.refused`."""
+        self._engine.signals.refused(tenant, peer, reason, message)
+
+    def _now(self) -> pb.GetStatusResponse:
+        signals = self._engine.signals
+        return pb.GetStatusResponse(
+            time_s=self._clock(),
+            replicas=[self._replica()],
+            tenants=self._tenants(),
+            conversations=signals.conversations(),
+            refusals=signals.refusals(),
+        )
+
+    def _replica(self) -> pb.ReplicaStatus:
+        engine, load, passes = self._engine, self._engine.load(), self._engine.signals.passes
+        return pb.ReplicaStatus(
+            address=self.address,
+            uptime_s=self._clock() - engine.signals.began_s,
+            num_conversations=engine.signals.num_conversations,
+            queued_tokens=load.queued_tokens,
+            queue_s=load.queue_s,
+            tokens_per_s=load.tokens_per_s,
+            busy_share=load.busy_share,
+            num_passes=passes.num_passes,
+            num_computed=passes.num_computed,
+            num_tenants_in_passes=passes.num_tenants_in_passes,
+            num_retained=passes.num_retained,
+            num_recomputed=passes.num_recomputed,
+            retained_bytes=load.retained_bytes,
+            num_cached_rows=passes.num_cached_rows,
+            num_read_rows=passes.num_read_rows,
+            cache_bytes=0 if engine.cache is None else engine.cache.num_bytes,
+            memory_bytes=_memory_bytes(engine.teacher.device),
+        )
+
+    def _tenants(self) -> list[pb.TenantStatus]:
+        now_s = self._clock()
+        tenants = []
+        for name, each in self._engine.signals.tenants().items():
+            counts = each.counts
+            if name == UNKNOWN and not counts.refusals:
+                continue  # those who are about to open
+            p50_s, p99_s = each.quantiles_s(now_s, 0.5, 0.99)
+            tenants.append(
+                pb.TenantStatus(
+                    name=name,
+                    num_conversations=each.num_conversations,
+                    num_turns=counts.num_turns,
+                    num_tokens=counts.num_tokens,
+                    request_bytes=counts.request_bytes,
+                    answer_bytes=counts.answer_bytes,
+                    queue_s=counts.queue_s,
+                    compute_s=counts.compute_s,
+                    num_refusals=counts.num_refusals,
+                    weight=self._weights.get(name, 1.0),
+                    queue_p50_ms=p50_s * 1000,
+                    queue_p99_ms=p99_s * 1000,
+                )
+            )
+        return tenants
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Returns what is taken of the GPU's memory, or, where there is none, of the machine's; 0: not known."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if sys.platform != "linux":
+        return 0
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
