@@ -114,6 +114,8 @@ async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) ->
     from services.teacher.servicer import TeacherServicer
 
     engine = _load_engine(config, kind)
+    if engine.signals.spans is not None:
+        engine.signals.spans.replica = f"{config.host}:{config.port}"
     limit = config.limits.max_frame_bytes
     limits = [("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
     server = grpc.aio.server(options=[*limits, *CONNECTION_OPTIONS])

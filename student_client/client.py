@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,7 +22,7 @@ import grpc
 from preceptor.compression import Compression, WireType
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
-from student_client import background
+from student_client import background, tracing
 from student_client.channel import open_channel, with_hint
 from student_client.conversation import Conversation
 from student_client.credentials import metadata_of
@@ -140,7 +141,9 @@ class ConversationHandle:
     def send(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> PendingTurn:
         """Sends an Exchange or Observe without waiting; its `turn` and codec version are filled in here."""
         turn = self._turn(frame, codec)
-        return PendingTurn(self, turn, background.submit(self._forward(turn)))
+        kind = "exchange" if isinstance(frame, pb.Exchange) else "observe"
+        work = tracing.turn(kind, turn.number, partial(self._forward, turn))
+        return PendingTurn(self, turn, background.submit(work))
 
     def read_ahead(self, frames: Sequence[pb.Observe]) -> None:
         """Sends the Observes of one batch that read ahead; returns at once and never fails.
@@ -215,7 +218,10 @@ class ConversationHandle:
     async def _read_ahead(self, turns: Sequence[Turn]) -> None:
         try:
             for turn in turns:
-                answer = None if self._conversation is None else await self._conversation.read_ahead(turn)
+                if self._conversation is None:
+                    break
+                work = partial(self._conversation.read_ahead, turn)
+                answer = await tracing.turn("observe", turn.number, work)
                 if answer is not None and answer.receipt.num_cached_rows == _num_rows(turn):
                     self._num_to_skip = _NUM_SKIPPED
         except UnsupportedByTeacherError as error:
@@ -238,6 +244,7 @@ class PendingTurn:
         self._handle = handle
         self._turn = turn
         self._future = future
+        self._context = tracing.here()
 
     def result(self) -> ForwardAnswer:
         """Waits for what the turn returns.
@@ -250,7 +257,8 @@ class PendingTurn:
 
     def start_backward(self, grad_values: dict[str, Tensor]) -> Future[GradientsAnswer]:
         """Sends the gradients of what the turn returned without waiting; see `backward`."""
-        return background.submit(self._handle._backward(self._turn, grad_values))  # noqa: SLF001 - one unit
+        work = partial(self._handle._backward, self._turn, grad_values)  # noqa: SLF001 - one unit
+        return background.submit(tracing.turn("backward", self._turn.number, work, self._context))
 
     def backward(self, grad_values: dict[str, Tensor]) -> GradientsAnswer:
         """Sends the gradients of what the turn returned and waits for those of what it was computed from.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from student_client.turns import CodecSnapshot, ForwardAnswer, GradientsAnswer, Turn
 
 __all__ = ["Conversation"]
+
+logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -136,6 +139,7 @@ class Conversation:
                 async with _until(deadline_s):
                     return await attempt(stream)
             except TimeoutError:
+                _tell(stream, turn, what, problem)
                 raise problem from None
             except StreamLostError as error:
                 self._raise_if_final(error)
@@ -148,10 +152,12 @@ class Conversation:
                     _raise(stream.codec_failure(turn.codec))
                     stream.forget(error.failed.reason, turn)
                 elif not isinstance(problem, OverloadedError):
+                    _tell(stream, turn, what, problem)
                     raise problem from None
             finally:
                 if stream in self._retired:
                     await self._close_retired()
+            _tell(stream, turn, what, problem)
             await backoff.pause(problem, problem.retry_after_s if isinstance(problem, OverloadedError) else 0)
 
     async def _open_stream(self) -> Stream | None:
@@ -244,6 +250,14 @@ class Conversation:
 def _until(deadline_s: float) -> asyncio.Timeout:
     """Ends what is done in it at a time on `time.monotonic`."""
     return asyncio.timeout(deadline_s - time.monotonic())
+
+
+def _tell(stream: Stream, turn: Turn, what: str, problem: TeacherError) -> None:
+    """Logs that a turn was not answered, under the names that the service's own logs have."""
+    where = {"conversation": stream.conversation_id, "turn": turn.number, "replica": stream.target}
+    logger.info(
+        "conversation %s at %s, %s: %s", where["conversation"], where["replica"], what, problem, extra=where
+    )
 
 
 def _raise(error: TeacherError | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from student_client import tracing
 from student_client.checkpoints import ResumeError
 from student_client.data import load_splits
 from student_client.evaluation import evaluate
@@ -142,7 +143,7 @@ class StudentRun:
 
     def _step(self, batch: Batch, ahead: Batch | None) -> dict[str, float]:
         total = self._global_size(batch)
-        with self.pace.step(total.rows):
+        with tracing.step(self.step), self.pace.step(total.rows):
             parts = batch.parts(self.config.accumulate)
             self._optimizer.zero_grad()
             sums: dict[str, float] = {}
@@ -163,9 +164,8 @@ class StudentRun:
 
     def _backward(self, part: Batch, ahead: Batch | None, total: _Size) -> Outcome:
         """Adds a part's gradients; all parts' sum is the gradient of the mean over all workers."""
-        moved = part.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outcome: Outcome = self._parallel(moved, ahead)
+            outcome: Outcome = self._parallel(part.to(self._device), ahead)
         of_task = outcome.num_tokens * self._world_size / total.tokens
         of_rows = len(part.labels) * self._world_size / total.rows
         if self._rank >= total.rows:  # its row is another's

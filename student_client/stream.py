@@ -21,6 +21,7 @@ from student_client.channel import open_channel
 from student_client.credentials import metadata_of
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox, awaited
+from student_client.tracing import stamp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -59,6 +60,7 @@ class Stream:
     Attributes:
         target: HOST:PORT of the replica.
         lost: why the stream broke, if it did.
+        conversation_id: as the replica calls it in its logs; empty until it is open.
     """
 
     def __init__(self, target: str, options: ClientOptions) -> None:
@@ -75,6 +77,7 @@ class Stream:
         self._max_frame_bytes = options.max_frame_bytes
         self._gradient_type = WireType.FLOAT32
         self.lost: StreamLostError | None = None
+        self.conversation_id = ""
 
     async def start(self, open_frame: pb.Open) -> pb.Opened:
         """Opens the conversation at this replica.
@@ -96,6 +99,7 @@ class Stream:
         except asyncio.CancelledError:
             self._lose("nobody waits for it any more")  # so that it is closed without a word
             raise
+        self.conversation_id = opened.conversation_id
         self._gradient_type = Compression.from_proto(open_frame.compression).gradient
         self._window = asyncio.Semaphore(opened.limits.max_turns_in_flight)
         self._known_turns = deque(maxlen=opened.limits.max_retained_turns)
@@ -120,7 +124,7 @@ class Stream:
             FailedTurnError: the replica refused.
             FrameTooLargeError: the frame is over the replica's limit.
         """
-        self._check_size(turn.frame)
+        self._ready(turn.frame)
         async with self._window:
             with awaited(self._inbox.expect_forward(turn.number)) as future:
                 answer = await self._ask(turn.frame, turn.codec, future, f"turn {turn.number}")
@@ -136,8 +140,8 @@ class Stream:
         if turn.number not in self._known_turns:
             await self.forward(turn)
         gradients = encode_named(grad_values, self._gradient_type)
-        frame = pb.ConverseRequest(backward=pb.Backward(turn=turn.number, gradients=gradients))
-        self._check_size(frame)
+        backward = pb.Backward(turn=turn.number, gradients=gradients)
+        frame = self._ready(pb.ConverseRequest(backward=backward))
         async with self._window:
             with awaited(self._inbox.expect_gradients(turn.number)) as future:
                 return await self._ask(frame, None, future, f"gradients of turn {turn.number}")
@@ -151,7 +155,7 @@ class Stream:
         Raises:
             StreamLostError, FailedTurnError, FrameTooLargeError: as in `forward`.
         """
-        self._check_size(turn.frame)
+        self._ready(turn.frame)
         if self._window.locked() or not self._inbox.credit.covers(turn.frame.ByteSize()):
             return None
         async with self._window:
@@ -240,9 +244,7 @@ class Stream:
     async def _write_codec(self, codec: CodecSnapshot) -> None:
         if codec.version in self._held_codecs:
             return
-        parts = list(codec.frames(min(_CODEC_PART_BYTES, self._max_frame_bytes)))
-        for part in parts:
-            self._check_size(part)
+        parts = [self._ready(part) for part in codec.frames(min(_CODEC_PART_BYTES, self._max_frame_bytes))]
         await self._write(parts)
         self._held_codecs.append(codec.version)
 
@@ -274,12 +276,15 @@ class Stream:
             logger.exception("%s: an answer could not be taken", self.target)
             self._lose(*_cause(error))
 
-    def _check_size(self, frame: pb.ConverseRequest) -> None:
+    def _ready(self, frame: pb.ConverseRequest) -> pb.ConverseRequest:
+        """Has a frame name its trace and returns it, unless it is larger than the replica takes."""
+        stamp(frame, self.target, self.conversation_id)
         if frame.ByteSize() > self._max_frame_bytes:
             raise FrameTooLargeError(
                 f"frame {frame.WhichOneof('frame')}: got {frame.ByteSize()} bytes, expected at most "
                 f"{self._max_frame_bytes}; send fewer rows a turn"
             )
+        return frame
 
     def _lose(self, cause: str, code: grpc.StatusCode | None = None) -> StreamLostError:
         """Marks the stream as lost, once, tells everybody who waits, and returns the error."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from preceptor.tracing import check_target, check_tracing_installed, resolved_target
 from student_client.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ class TrackingConfig(BaseModel):
     mlflow: str | None = Field(default=None, description="An MLflow tracking URI, or a folder; null: none.")
     experiment: str = Field(default="preceptor", description="The MLflow experiment.")
     tensorboard: bool = Field(default=False, description="Whether the folder gets TensorBoard's events.")
+    traces: str | None = Field(
+        default=None,
+        description="Where spans of steps and turns go: a file, or otlp://HOST:PORT; null: none.",
+    )
+
+    @field_validator("traces")
+    @classmethod
+    def _check_traces(cls, target: str | None) -> str | None:
+        return check_target(target)
 
     @field_validator("mlflow")
     @classmethod
@@ -55,12 +65,14 @@ class TrackingConfig(BaseModel):
                 raise ValueError(
                     f"tracking: {package} is not installed; get it with: pip install 'preceptor[tracking]'"
                 )
+        check_tracing_installed(self.traces)
 
     def resolved(self, folder: Path) -> TrackingConfig:
         """Returns the same with a folder that does not depend on where a worker runs."""
-        if self.mlflow is None or "://" in self.mlflow:
-            return self
-        return self.model_copy(update={"mlflow": str(folder / self.mlflow)})
+        update = {"traces": resolved_target(self.traces, folder)}
+        if self.mlflow is not None and "://" not in self.mlflow:
+            update["mlflow"] = str(folder / self.mlflow)
+        return self.model_copy(update=update)
 
 
 class Tracker:

@@ -25,6 +25,7 @@ from student_client.records import (
     read_metrics,
 )
 from student_client.run import StudentRun
+from student_client.tracing import traces_to
 from student_client.tracking import Tracker
 from student_client.whole_files import whole_file, write_json
 
@@ -40,6 +41,11 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     context = ray_train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.num_threads)
+    with traces_to(config.tracking.traces, run=config.name, worker=str(rank)):
+        _train_worker(config, rank, world_size)
+
+
+def _train_worker(config: TrainConfig, rank: int, world_size: int) -> None:
     run = StudentRun(
         config,
         rank=rank,

@@ -17,6 +17,7 @@ from services.teacher.engine_config import CacheConfig, EngineConfig
 from services.teacher.environment import NUM_SPARE_PORTS
 from services.teacher.limits import LimitsConfig
 from services.teacher.scaling import ScalingConfig
+from services.teacher.signals_config import SignalsConfig
 
 __all__ = [
     "CacheConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "ModuleConfig",
     "ScalingConfig",
     "ServiceConfig",
+    "SignalsConfig",
     "TlsConfig",
 ]
 
@@ -156,6 +158,7 @@ class ServiceConfig(_Config):
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="What the service accepts.")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="How turns share the teacher.")
     cache: CacheConfig = Field(default_factory=CacheConfig, description="What is kept of inputs.")
+    signals: SignalsConfig = Field(default_factory=SignalsConfig, description="What it tells of itself.")
 
     @field_validator("host")
     @classmethod
@@ -252,7 +255,8 @@ class ServiceConfig(_Config):
             files = tls.model_dump(exclude_none=True)
             tls = tls.model_copy(update={name: folder / path for name, path in files.items()})
         tenants = None if self.tenants is None else folder / self.tenants
-        update = {"model": model, "python_path": python_path, "cache": cache, "tls": tls, "tenants": tenants}
+        update: dict[str, object] = {"model": model, "python_path": python_path, "cache": cache, "tls": tls}
+        update |= {"tenants": tenants, "signals": self.signals.resolved(folder)}
         if self.audit_log is not None:
             update["audit_log"] = folder / self.audit_log
         return self.model_copy(update=update)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from preceptor.settings import problems
+from preceptor.tracing import check_tracing_installed
 from services.teacher.families import resolve_folder
 from services.teacher.tenants import Tenants
 
@@ -23,7 +24,7 @@ class FilesError(ValueError):
 
 
 def check_files(config: ServiceConfig) -> None:
-    """Reads the tenants and the certificates, and looks for the audit log's folder and the model.
+    """Reads tenants and certificates, looks for the audit log's folder, the model, what traces need.
 
     Raises:
         FilesError: one of them is not there, or something else.
@@ -33,6 +34,7 @@ def check_files(config: ServiceConfig) -> None:
     if config.audit_log is not None and not config.audit_log.parent.is_dir():
         raise FilesError(f"audit_log: got {config.audit_log}, expected a file in a folder that is there")
     try:
+        check_tracing_installed(config.signals.traces)
         if config.tls is not None:
             from services.teacher.certificates import CertificateFiles  # noqa: PLC0415 - brings gRPC
 

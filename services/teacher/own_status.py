@@ -12,8 +12,9 @@ import torch
 
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.environment import socket_address
+from services.teacher.history import SAMPLE_PERIOD_S
 from services.teacher.signals import UNKNOWN
-from services.teacher.status import SAMPLE_PERIOD_S, StatusBoard
+from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from services.teacher.engine import Engine
     from services.teacher.gate import Gate, Pass
 
-__all__ = ["OwnStatus"]
+__all__ = ["OwnStatus", "replica_of"]
 
 _REPORT_PERIOD_S = 1.0
 
@@ -84,32 +85,10 @@ class OwnStatus:
         signals = self._engine.signals
         return pb.GetStatusResponse(
             time_s=self._clock(),
-            replicas=[self._replica()],
+            replicas=[replica_of(self._engine, self.address)],
             tenants=self._tenants(),
             conversations=signals.conversations(),
             refusals=signals.refusals(),
-        )
-
-    def _replica(self) -> pb.ReplicaStatus:
-        engine, load, passes = self._engine, self._engine.load(), self._engine.signals.passes
-        return pb.ReplicaStatus(
-            address=self.address,
-            uptime_s=self._clock() - engine.signals.began_s,
-            num_conversations=engine.signals.num_conversations,
-            queued_tokens=load.queued_tokens,
-            queue_s=load.queue_s,
-            tokens_per_s=load.tokens_per_s,
-            busy_share=load.busy_share,
-            num_passes=passes.num_passes,
-            num_computed=passes.num_computed,
-            num_tenants_in_passes=passes.num_tenants_in_passes,
-            num_retained=passes.num_retained,
-            num_recomputed=passes.num_recomputed,
-            retained_bytes=load.retained_bytes,
-            num_cached_rows=passes.num_cached_rows,
-            num_read_rows=passes.num_read_rows,
-            cache_bytes=0 if engine.cache is None else engine.cache.num_bytes,
-            memory_bytes=_memory_bytes(engine.teacher.device),
         )
 
     def _tenants(self) -> list[pb.TenantStatus]:
@@ -137,6 +116,30 @@ class OwnStatus:
                 )
             )
         return tenants
+
+
+def replica_of(engine: Engine, address: str) -> pb.ReplicaStatus:
+    """Returns how a replica is whose students reach it at `address`, HOST:PORT."""
+    signals, load, passes = engine.signals, engine.load(), engine.signals.passes
+    return pb.ReplicaStatus(
+        address=address,
+        uptime_s=signals.clock() - signals.began_s,
+        num_conversations=signals.num_conversations,
+        queued_tokens=load.queued_tokens,
+        queue_s=load.queue_s,
+        tokens_per_s=load.tokens_per_s,
+        busy_share=load.busy_share,
+        num_passes=passes.num_passes,
+        num_computed=passes.num_computed,
+        num_tenants_in_passes=passes.num_tenants_in_passes,
+        num_retained=passes.num_retained,
+        num_recomputed=passes.num_recomputed,
+        retained_bytes=load.retained_bytes,
+        num_cached_rows=passes.num_cached_rows,
+        num_read_rows=passes.num_read_rows,
+        cache_bytes=0 if engine.cache is None else engine.cache.num_bytes,
+        memory_bytes=_memory_bytes(engine.teacher.device),
+    )
 
 
 def _memory_bytes(device: torch.device) -> int:
