@@ -54,8 +54,9 @@ proto: $(READY) ## Generate the stubs anew
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
 	  --grpc_python_out=protos $(STUBS)
 
-charts: $(READY) ## Put the configs' schemas into the charts' anew
+charts: $(READY) ## Put the configs' schemas into the charts' anew, and the dashboard
 	$(BIN)/python -m deploy.values_schema
+	$(BIN)/python -m deploy.dashboard
 
 console: $(READY) ## Build the console's page anew; needs node and npm
 	$(BIN)/python -m deploy.console

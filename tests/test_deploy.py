@@ -146,7 +146,7 @@ def test_students_reach_the_teachers_ports_and_nothing_of_ray(release: str) -> N
     (peer,) = students["from"]
     assert peer["namespaceSelector"]["matchExpressions"][0]["key"] == "kubernetes.io/metadata.name"
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
-    assert [each["ports"][0]["port"] for each in others] == ([8080] if release == "four-gpus" else [])
+    assert [each["ports"][0]["port"] for each in others] == ([8080, 41480] if release == "four-gpus" else [])
 
 
 @pytest.mark.parametrize("release", TEACHERS)
