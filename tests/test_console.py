@@ -232,9 +232,7 @@ def _is_over(line: socket.socket) -> bool:
         return True
 
 
-def test_who_reads_nothing_holds_nobody_up_and_is_cut_off(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_reads_nothing_holds_nobody_up_and_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_server, "PATIENCE_S", 1.0)
     num_requests, num_bytes = 400, 0
     with socket.create_connection(("127.0.0.1", port), 30) as line:

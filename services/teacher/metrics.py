@@ -170,7 +170,10 @@ class ReplicaMetrics:
                 yield Update("preceptor_queue_seconds", delay_s, tags)
 
     def _of_replica(self) -> Iterator[Update]:
-        status, tags = replica_of(self._engine, self._replica["replica"]), self._replica
+        status, tags = (
+            replica_of(self._engine, self._replica["replica"], self._engine.signals.clock()),
+            self._replica,
+        )
         counters = {
             ("passes", ""): status.num_passes,
             ("pass_turns", ""): status.num_computed,
