@@ -22,6 +22,7 @@ from preceptor.cli import (
     fail,
     needs_extra,
 )
+from student_client.times_table import times_table
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -160,6 +161,8 @@ def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
         def show(line: dict[str, Any]) -> None:
             if line["kind"] == "failed":
                 console.print(f"a worker failed at step {line['step']}: {line['error']}", markup=False)
+            if line["kind"] == "advice":
+                console.print(f"warning: {line['message']}", style="yellow", markup=False, highlight=False)
             if line["kind"] in notes:
                 notes[line["kind"]] = _note(line)
                 note = ", ".join(filter(None, notes.values()))
@@ -213,7 +216,12 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         typer.echo(json.dumps({"name": result.name, "folder": str(result.folder), **result.facts}))
         return
     table = Table(title=f"run {result.name}", show_header=False, title_justify="left")
+    times = result.facts.get("step_times")
     for name, value in result.facts.items():
+        if name == "step_times":
+            continue
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     table.add_row("folder", str(result.folder))
     console.print(table)
+    if times:
+        console.print(times_table(times))
