@@ -70,7 +70,7 @@ class TenantSignals:
 
     def quantiles_s(self, now_s: float, *ranks: float) -> list[float]:
         """Returns the delays of the last minute at some ranks, 0 to 1; 0 if there was none."""
-        delays = sorted(delay_s for then_s, delay_s in list(self.delays) if now_s - then_s <= _DELAYS_S)
+        delays = sorted([delay_s for then_s, delay_s in list(self.delays) if now_s - then_s <= _DELAYS_S])
         return [delays[min(int(rank * len(delays)), len(delays) - 1)] if delays else 0.0 for rank in ranks]
 
 

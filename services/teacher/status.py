@@ -8,32 +8,35 @@ imports it too.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import preceptor
 from preceptor.v1 import status_pb2 as pb
+from services.teacher.history import HISTORY_S, SAMPLED, History
 from services.teacher.recent import RecentRefusals
 from services.teacher.signals import MAX_TENANTS, OTHERS, UNKNOWN
-from services.teacher.status_view import cut_to, history_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from preceptor.v1 import teacher_pb2 as teacher
     from services.teacher.gate import Pass
 
-__all__ = ["HISTORY_S", "SAMPLE_PERIOD_S", "StatusBoard"]
-
-SAMPLE_PERIOD_S = 2.0
-HISTORY_S = 600.0
+__all__ = ["StatusBoard"]
 
 _MAX_SILENT_S = 3.0
 _MAX_GONE = 32
+_SAME_S = 0.001  # what rounding makes of the moment at which a replica came up
 _GONE = "its replica went away"
-_SAMPLED = ("num_turns", "num_tokens", "queue_s", "compute_s", "num_refusals")
-_SUMMED = (*_SAMPLED, "request_bytes", "answer_bytes")
+_SUMMED = (*SAMPLED, "request_bytes", "answer_bytes")
+
+# What one answer tells at most; a student's gRPC takes 4 MiB.
+_MAX_CONVERSATIONS = 1000
+_MAX_REFUSALS = 200
+_MAX_TENANTS_IN_HISTORY = 50
 
 
 @dataclass
@@ -43,11 +46,19 @@ class _Heard:
     message: pb.GetStatusResponse
     heard_s: float
     is_leaving: bool = False
-    is_gone: bool = False
+    is_gone: bool = False  # another has its address
 
     @property
     def replica(self) -> pb.ReplicaStatus:
         return self.message.replicas[0]
+
+    @property
+    def began_s(self) -> float:
+        return self.message.time_s - self.replica.uptime_s
+
+    @cached_property
+    def tenants(self) -> dict[str, pb.TenantStatus]:
+        return {tenant.name: tenant for tenant in self.message.tenants}
 
     def is_alive(self, now_s: float) -> bool:
         return not self.is_gone and now_s - self.heard_s <= _MAX_SILENT_S
@@ -64,13 +75,12 @@ class StatusBoard:
     def __init__(self, teacher: str, clock: Callable[[], float] = time.time) -> None:
         self._teacher = teacher
         self._clock = clock
+        self._began_s = clock()
         self._replicas: dict[str, _Heard] = {}
-        self._gone: deque[_Heard] = deque(maxlen=_MAX_GONE)  # whose address another has now
+        self._gone: deque[_Heard] = deque(maxlen=_MAX_GONE)
         self._totals: dict[str, pb.TenantStatus] = {}
         self._refusals = RecentRefusals()
-        self._sample: dict[str, pb.TenantSample] = {}
-        self._samples: deque[tuple[float, bytes]] = deque()
-        self._began_s = self._sampled_s = clock()
+        self._history = History(self._began_s)
 
     def hear(self, message: pb.GetStatusResponse, *, is_leaving: bool = False) -> None:
         """Takes a replica's word of itself.
@@ -79,17 +89,18 @@ class StatusBoard:
             message: with the one replica, its tenants, conversations and refusals; it is kept.
             is_leaving: whether it takes no conversations any more.
         """
-        now_s, (replica,) = self._clock(), message.replicas
-        before = self._replicas.get(replica.address)
-        if before is not None and replica.uptime_s < before.replica.uptime_s:
+        heard = _Heard(message, self._clock(), is_leaving)
+        address = heard.replica.address
+        before = self._replicas.get(address)
+        if before is not None and abs(heard.began_s - before.began_s) > _SAME_S:
             before.is_gone = True
             self._gone.append(before)
             before = None
         # What a replica did before this board was there is no news.
-        is_news = before is not None or message.time_s - replica.uptime_s >= self._began_s
-        self._add(message.tenants, () if before is None else before.message.tenants, is_news=is_news)
-        self._replicas[replica.address] = _Heard(message, now_s, is_leaving)
-        self._look(now_s)
+        is_news = before is not None or heard.began_s >= self._began_s
+        self._add(heard, before, is_news=is_news)
+        self._replicas[address] = heard
+        self._look(heard.heard_s)
 
     def refused(self, tenant: str, peer: str, reason: teacher.Reason, message: str) -> None:
         """Counts a call that was not let in here; see `access.refuse`."""
@@ -109,88 +120,107 @@ class StatusBoard:
         now_s = self._clock()
         self._look(now_s)
         only = None if shown is None or shown.operator else shown.tenant
-        live = [heard for heard in self._replicas.values() if heard.is_alive(now_s)]
+        totals = [total for total in self._totals.values() if only in (None, total.name)]
         response = pb.GetStatusResponse(
             time_s=now_s,
             teacher=self._teacher,
             service_version=preceptor.__version__,
             tenant="" if shown is None else shown.tenant,
             sees_all=only is None,
-            replicas=[heard.replica for heard in self._taking(now_s)],
-            tenants=_with_now(self._totals.values(), live),
-            conversations=self._conversations(now_s),
-            refusals=[*self._refusals.newest_first(), *self._refusals_of_replicas()],
+            replicas=self._taking(now_s),
+            tenants=self._tenants(totals, now_s),
+            conversations=self._conversations(only, now_s),
+            refusals=self._told_refusals(only),
+            history=self._history_of(only, now_s - history_s) if history_s else (),
         )
-        cut_to(response, only)
-        recent = [sample for then_s, sample in self._samples if then_s > now_s - history_s]
-        response.history.extend(history_of(recent, only))
+        if only is not None:
+            for conversation in response.conversations:
+                conversation.peer = ""
+            for refusal in response.refusals:
+                refusal.peer = ""
         return response
 
-    def _add(
-        self, tenants: Iterable[pb.TenantStatus], before: Iterable[pb.TenantStatus], *, is_news: bool
-    ) -> None:
+    def _add(self, heard: _Heard, before: _Heard | None, *, is_news: bool) -> None:
         """Adds what a replica's tenants had since its last word."""
-        known = {tenant.name: tenant for tenant in before}
-        for tenant in tenants:
-            old = known.get(tenant.name, pb.TenantStatus())
-            grown = {name: getattr(tenant, name) - getattr(old, name) for name in _SUMMED}
-            self._grow(tenant.name, grown, is_news=is_news)
-            self._totals[self._known(tenant.name)].weight = tenant.weight
+        known = {} if before is None else before.tenants
+        for name, tenant in heard.tenants.items():
+            old = known.get(name)
+            self._total(name).weight = tenant.weight
+            if old is None:
+                self._grow(name, {field: getattr(tenant, field) for field in _SUMMED}, is_news=is_news)
+            elif _has_grown(tenant, old):
+                # Rounding may make a sum of seconds a little smaller.
+                grown = {field: max(getattr(tenant, field) - getattr(old, field), 0) for field in _SUMMED}
+                self._grow(name, grown, is_news=is_news)
 
     def _grow(self, tenant: str, grown: dict[str, float], *, is_news: bool) -> None:
-        name = self._known(tenant)
-        total = self._totals.setdefault(name, pb.TenantStatus(name=name))
-        grown = {field: amount for field, amount in grown.items() if amount > 0}
+        total = self._total(tenant)
         for field, amount in grown.items():
             setattr(total, field, getattr(total, field) + amount)
-        if is_news and grown:
-            sample = self._sample.setdefault(name, pb.TenantSample(name=name))
-            for field in _SAMPLED:
-                setattr(sample, field, getattr(sample, field) + grown.get(field, 0))
+        if is_news and any(grown.values()):
+            self._history.grow(total.name, grown)
 
-    def _known(self, tenant: str) -> str:
-        return tenant if tenant in self._totals or len(self._totals) < MAX_TENANTS else OTHERS
+    def _total(self, tenant: str) -> pb.TenantStatus:
+        name = tenant if tenant in self._totals or len(self._totals) < MAX_TENANTS else OTHERS
+        return self._totals.setdefault(name, pb.TenantStatus(name=name))
 
     def _look(self, now_s: float) -> None:
         """Takes a sample if it is time, and forgets what is old."""
-        if now_s - self._sampled_s >= SAMPLE_PERIOD_S:
-            live = [each.replica for each in self._taking(now_s)]
-            sample = pb.StatusSample(
-                time_s=now_s,
-                tenants=self._sample.values(),
-                queued_tokens=sum(replica.queued_tokens for replica in live),
-                busy_share=sum(replica.busy_share for replica in live) / max(len(live), 1),
-                num_replicas=len(live),
-            )
-            self._samples.append((now_s, sample.SerializeToString()))
-            self._sample, self._sampled_s = {}, now_s
+        self._history.look(now_s, self._taking(now_s))
         oldest_s = now_s - HISTORY_S
-        while self._samples and self._samples[0][0] < oldest_s:
-            self._samples.popleft()
         self._replicas = {name: each for name, each in self._replicas.items() if each.heard_s >= oldest_s}
         while self._gone and self._gone[0].heard_s < oldest_s:
             self._gone.popleft()
 
-    def _taking(self, now_s: float) -> list[_Heard]:
+    def _taking(self, now_s: float) -> list[pb.ReplicaStatus]:
         """Returns the replicas that take conversations."""
-        return [each for each in self._replicas.values() if each.is_alive(now_s) and not each.is_leaving]
+        heard = self._replicas.values()
+        return [each.replica for each in heard if each.is_alive(now_s) and not each.is_leaving]
 
-    def _conversations(self, now_s: float) -> list[pb.ConversationStatus]:
+    def _tenants(self, totals: Iterable[pb.TenantStatus], now_s: float) -> list[pb.TenantStatus]:
+        live = [heard for heard in self._replicas.values() if heard.is_alive(now_s)]
+        tenants = []
+        for total in totals:
+            parts = [heard.tenants[total.name] for heard in live if total.name in heard.tenants]
+            tenant = _of_late(parts)
+            tenant.MergeFrom(total)
+            tenants.append(tenant)
+        return sorted(tenants, key=lambda each: (not each.num_conversations, each.name))
+
+    def _conversations(self, only: str | None, now_s: float) -> list[pb.ConversationStatus]:
         found = []
         for heard in (*self._replicas.values(), *self._gone):
             for conversation in heard.message.conversations:
-                conversation.replica = heard.replica.address
-                ends = not heard.is_alive(now_s) and not conversation.closed_s
-                found.append(_closed(conversation, heard.heard_s) if ends else conversation)
-        return found
+                if only in (None, conversation.tenant):
+                    conversation.replica = heard.replica.address
+                    ends = not heard.is_alive(now_s) and not conversation.closed_s
+                    found.append(_closed(conversation, heard.heard_s) if ends else conversation)
+        found.sort(key=lambda each: (each.closed_s > 0, -(each.closed_s or each.opened_s)))
+        return found[:_MAX_CONVERSATIONS]
 
-    def _refusals_of_replicas(self) -> list[pb.Refusal]:
-        found = []
+    def _told_refusals(self, only: str | None) -> list[pb.Refusal]:
+        found = [refusal for refusal in self._refusals.newest_first() if only in (None, refusal.tenant)]
         for heard in (*self._replicas.values(), *self._gone):
             for refusal in heard.message.refusals:
-                refusal.replica = heard.replica.address
-                found.append(refusal)
-        return found
+                if only in (None, refusal.tenant):
+                    refusal.replica = heard.replica.address
+                    found.append(refusal)
+        found.sort(key=lambda each: -each.time_s)
+        return found[:_MAX_REFUSALS]
+
+    def _history_of(self, only: str | None, then_s: float) -> list[pb.StatusSample]:
+        if only is not None:
+            return self._history.since(then_s, {only}, with_rest=False)
+        most = sorted(self._totals.values(), key=lambda total: -total.num_tokens)[:_MAX_TENANTS_IN_HISTORY]
+        return self._history.since(then_s, {total.name for total in most}, with_rest=True)
+
+
+def _has_grown(tenant: pb.TenantStatus, old: pb.TenantStatus) -> bool:
+    return (
+        tenant.request_bytes != old.request_bytes
+        or tenant.answer_bytes != old.answer_bytes
+        or tenant.num_refusals != old.num_refusals
+    )
 
 
 def _closed(conversation: pb.ConversationStatus, heard_s: float) -> pb.ConversationStatus:
@@ -199,22 +229,12 @@ def _closed(conversation: pb.ConversationStatus, heard_s: float) -> pb.Conversat
     return closed
 
 
-def _with_now(totals: Iterable[pb.TenantStatus], live: Iterable[_Heard]) -> list[pb.TenantStatus]:
-    """Returns what tenants had with how they are now; delays are the mean by turns, and the worst."""
-    parts = defaultdict(list)
-    for heard in live:
-        for part in heard.message.tenants:
-            parts[part.name].append(part)
-    tenants = []
-    for total in totals:
-        own = parts[total.name]
-        waited = [part for part in own if part.queue_p99_ms]
-        num_turns = sum(part.num_turns for part in waited)
-        tenant = pb.TenantStatus(
-            num_conversations=sum(part.num_conversations for part in own),
-            queue_p50_ms=sum(part.queue_p50_ms * part.num_turns for part in waited) / max(num_turns, 1),
-            queue_p99_ms=max((part.queue_p99_ms for part in waited), default=0.0),
-        )
-        tenant.MergeFrom(total)
-        tenants.append(tenant)
-    return tenants
+def _of_late(parts: Sequence[pb.TenantStatus]) -> pb.TenantStatus:
+    """Returns how a tenant is now at all replicas; delays are the mean by turns, and the worst."""
+    waited = [part for part in parts if part.queue_p99_ms]
+    num_turns = sum(part.num_turns for part in waited)
+    return pb.TenantStatus(
+        num_conversations=sum(part.num_conversations for part in parts),
+        queue_p50_ms=sum(part.queue_p50_ms * part.num_turns for part in waited) / max(num_turns, 1),
+        queue_p99_ms=max((part.queue_p99_ms for part in waited), default=0.0),
+    )

@@ -29,6 +29,7 @@ from services.teacher.tenant_options import (
     NewTokensPerS,
     NewWeight,
     NoLimit,
+    Operator,
     Output,
     Teachers,
     TokensPerS,
@@ -61,6 +62,7 @@ _COLUMNS = {
     "max_queued_tokens": "queued",
     "weight": "weight",
     "teachers": "teachers",
+    "operator": "operator",
 }
 
 
@@ -74,6 +76,7 @@ def add(
     max_queued_tokens: MaxQueuedTokens = None,
     weight: Weight = None,
     teachers: Teachers = None,
+    operator: Operator = None,
     output: Output = None,
 ) -> None:
     """Add a team and hand over its token, which is shown this once: on stdout, or in a file.
@@ -83,7 +86,9 @@ def add(
     if re.fullmatch(TENANT_NAME, name) is None:
         fail(f"NAME: got {name!r}, expected small letters, digits, - and _", EXIT_USAGE)
     token, key = new_key(name)
-    terms = terms_of(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    terms = terms_of(
+        days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers, operator=operator
+    )
     tenant = tenant_of({"keys": (key,), **terms})
     with handing_over(token, output, file), _alone(file):
         tenants = _load(file) if file.exists() else Tenants(tenants={})
@@ -103,6 +108,7 @@ def change(
     max_queued_tokens: NewMaxQueuedTokens = None,
     weight: NewWeight = None,
     teachers: NewTeachers = None,
+    operator: Operator = None,
     no_limit: NoLimit = None,
 ) -> None:
     """Change what a team may; what is not named stays, and so do its tokens.
@@ -111,7 +117,9 @@ def change(
 
     Example: preceptor tenant change tenants.yaml support --weight 3 --no-limit expires
     """
-    terms = terms_of(days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers)
+    terms = terms_of(
+        days, max_conversations, tokens_per_s, max_queued_tokens, weight, teachers, operator=operator
+    )
     lifted: dict[str, Any] = {limit.value: None for limit in map(Limit, no_limit or ())}
     if not terms and not lifted:
         fail("got nothing to change, expected an option", EXIT_USAGE)
@@ -139,6 +147,7 @@ def list_(file: File, as_json: Json = False) -> None:
             "max_queued_tokens": tenant.max_queued_tokens,
             "weight": tenant.weight,
             "teachers": None if tenant.teachers is None else list(tenant.teachers),
+            "operator": tenant.operator,
         }
         for name, tenant in _load(file).tenants.items()
     ]
@@ -215,10 +224,17 @@ def _state(tenant: Tenant, now: datetime) -> str:
 
 def _table(facts: list[dict[str, Any]]) -> Table:
     """Returns what is said of somebody at least, so that it fits a terminal."""
-    columns = [column for column in _COLUMNS if any(each[column] is not None for each in facts)]
+    rows = [
+        {
+            **each,
+            "teachers": ", ".join(each["teachers"] or ()) or None,
+            "operator": "yes" if each["operator"] else None,
+        }
+        for each in facts
+    ]
+    columns = [column for column in _COLUMNS if any(row[column] is not None for row in rows)]
     table = Table(*(_COLUMNS[column] for column in columns))
-    for each in facts:
-        row = {**each, "teachers": ", ".join(each["teachers"] or ())}
+    for row in rows:
         table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
     return table
 

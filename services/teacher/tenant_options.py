@@ -37,6 +37,7 @@ __all__ = [
     "NewTokensPerS",
     "NewWeight",
     "NoLimit",
+    "Operator",
     "Output",
     "Teachers",
     "TokensPerS",
@@ -104,6 +105,10 @@ Teachers = Annotated[
     list[str] | None,
     typer.Option("--teacher", help="A teacher it may talk to, maybe one of several; default: all."),
 ]
+Operator = Annotated[
+    bool | None,
+    typer.Option("--operator/--no-operator", help="Whether it sees how all others fare, not only itself."),
+]
 
 NewDays = Annotated[float | None, _days("Days from now until it expires.")]
 NewMaxConversations = Annotated[int | None, _count("Conversations at a time, a replica.")]
@@ -129,6 +134,8 @@ def terms_of(
     max_queued_tokens: int | None,
     weight: float | None,
     teachers: list[str] | None,
+    *,
+    operator: bool | None,
 ) -> dict[str, Any]:
     """Returns the fields of a `Tenant` that were given."""
     given = {
@@ -138,6 +145,7 @@ def terms_of(
         "max_queued_tokens": max_queued_tokens,
         "weight": weight,
         "teachers": tuple(teachers) if teachers else None,
+        "operator": operator,
     }
     return {name: value for name, value in given.items() if value is not None}
 
