@@ -84,10 +84,12 @@ def _queue_delay(quantile: float, by: str = "") -> str:
     return f"histogram_quantile({quantile:g}, sum by ({labels}) ({buckets}))"
 
 
-def _part(name: str, label: str, value: str) -> str:
-    """The part that one value of a label has in a replica's counter."""
-    one = f'{_REPLICA[:-1]},{label}="{value}"}}'
-    return f"{_rate(name, 'replica', one)} / {_rate(name, 'replica', _REPLICA)}"
+def _part(name: str, source: str) -> str:
+    """The part that one source has in a replica's counter; one not used yet has no series."""
+    total, one = (
+        _rate(name, "replica", chosen) for chosen in (_REPLICA, f'{_REPLICA[:-1]},source="{source}"}}')
+    )
+    return f"({one} or 0 * {total}) / {total}"
 
 
 def _by_pass(name: str) -> str:
@@ -227,14 +229,14 @@ _REPLICAS = (
     Panel(
         "Backward passes whose graph was kept",
         "The others compute their forward pass again: engine.max_retained_bytes is full, or a student slow.",
-        (Query(_part("graphs", "source", "retained"), "{{replica}}"),),
+        (Query(_part("graphs", "retained"), "{{replica}}"),),
         unit="percentunit",
         most=1,
     ),
     Panel(
         "Rows read from the cache",
         "Of all rows whose reading was asked for. A first epoch has none.",
-        (Query(_part("rows", "source", "cached"), "{{replica}}"),),
+        (Query(_part("rows", "cached"), "{{replica}}"),),
         unit="percentunit",
         most=1,
     ),

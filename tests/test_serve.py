@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from opentelemetry import trace
 
+from benchmarks.teachers import free_port
 from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
@@ -28,8 +28,10 @@ from student_client.config import TrainConfig
 from student_client.errors import InvalidMessageError
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
+from tests.toy_dashboard import await_dashboard, learning
 from tests.toy_frames import exchange, opening, set_codec
 from tests.toy_metrics import await_metrics
+from tests.toy_prometheus import prometheus
 from tests.toy_server import RawStudent
 from tests.toy_service import (
     SERVING,
@@ -49,16 +51,11 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
 
+__all__ = ["free_port"]
+
 pytestmark = pytest.mark.serve
 
 LOSSES = {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +209,14 @@ def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
         talk.close()
 
 
+def test_prometheus_has_data_for_all_that_the_dashboard_asks(address: str, tmp_path: Path) -> None:
+    with prometheus(tmp_path) as server, learning(address, "sales", "support"):
+        choices = await_dashboard(server)
+    assert choices["teacher"] == ["rows"]
+    assert {"sales", "support"} <= {*choices["tenant"]}
+    assert len(choices["replica"]) == 2
+
+
 def test_the_served_teacher_describes_itself(address: str) -> None:
     response = TeacherClient(address).describe()
     assert response.teacher.name == "rows"
@@ -262,9 +267,7 @@ def test_ray_train_gives_what_the_same_run_gives_without_ray(
 ) -> None:
     from student_client.train import train  # noqa: PLC0415 - after Ray's environment is set
 
-    monkeypatch.chdir(
-        table.parent
-    )  # a user's paths are relative, a worker's working directory is another one
+    monkeypatch.chdir(table.parent)  # a user's paths are relative to it; workers have another one
     config = make_config(Path(table.name), address)
     alone = StudentRun(config)
     while alone.epoch < config.epochs:

@@ -64,15 +64,21 @@ def _command() -> str:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Scrapes HOST:PORT each second while open; skips the test where there is no Prometheus."""
+def prometheus(folder: Path) -> Iterator[Prometheus]:
+    """Asks the Ray that this process is connected to each second while open.
+
+    Skips the test where there is no Prometheus.
+    """
+    import ray  # noqa: PLC0415 - its environment is set first
+
     command = _command()
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         own = f"127.0.0.1:{probe.getsockname()[1]}"
     config = {
         "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": targets}]}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     arguments = [
