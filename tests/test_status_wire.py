@@ -168,8 +168,9 @@ def test_two_tenants_share_what_their_pass_took_by_tokens(start_server: Callable
             student.ask(opening(tenant=name))
             student.send(set_codec())
         server.queue.gate.clear()
-        first.send(exchange(1))  # held by the gate, alone
+        first.send(exchange(1))
         server.queue.await_arrivals()
+        server.wait_until(lambda: not server.queue.num_queued_tokens)  # held by the gate, alone
         first.send(exchange(2, message(3)))
         second.send(exchange(1, message(1)))
         server.queue.await_arrivals(2)
