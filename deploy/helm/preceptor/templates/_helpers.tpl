@@ -89,6 +89,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ add1 (int64 .Values.service.port) }}-{{ include "preceptor.lastReplicaPort" . }}
 {{- end -}}
 
+{{/* The console's port on the head; empty: there is none. */}}
+{{- define "preceptor.consolePort" -}}
+{{- $console := get .Values.teacher.config "console" -}}
+{{- if kindIs "map" $console -}}
+{{ int64 (get $console "port" | default 41480) }}
+{{- end -}}
+{{- end -}}
+
 {{/* What Ray's processes need before they start: services/teacher/environment.py, to the letter. */}}
 {{- define "preceptor.environment" -}}
 {{- $config := include "preceptor.config" . | fromYaml -}}
