@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleServer"]
 
+logger = logging.getLogger(__name__)
+
 MAX_CONNECTIONS = 128
 PATIENCE_S = 20.0
 
@@ -53,7 +55,7 @@ class ConsoleServer:
         self._task: asyncio.Task[None] | None = None
 
     async def keep_up(self) -> None:
-        """Starts to listen unless it does; what is in the way is told once, and tried again with the next call."""
+        """Starts to listen unless it does; what is in the way is told once, and tried again next time."""
         if self._server is not None:
             return
         try:
