@@ -48,7 +48,7 @@ def address(service: ServiceConfig) -> Iterator[str]:
     """A teacher on real Ray Serve."""
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"
+    os.environ.update({"RAY_metrics_report_interval_ms": "1000"})
     with serving(service) as address:
         yield address
 
