@@ -103,6 +103,20 @@ def test_nobody_is_told_anything_without_a_good_token(guarded: ToyServer, file: 
     assert all(secret not in str(told) for secret in (stranger, elsewhere, operator))
 
 
+def test_a_conversation_that_the_service_ends_says_why(
+    guarded: ToyServer, file: Path, connect: Callable[..., TeacherTalk]
+) -> None:
+    operator = invoke("add", file, "platform", "--operator")
+    turn(connect(guarded.address, options=options_of(file, invoke("add", file, "support"))))
+    invoke("revoke", file, "support")
+    guarded.wait_until(lambda: not guarded.servicer._visits)
+    status = status_told(guarded.address, operator)
+    (conversation,), (refusal,) = status.conversations, status.refusals
+    assert (conversation.why, conversation.num_refusals) == ("the token was revoked or has expired", 1)
+    assert (refusal.tenant, refusal.reason) == ("support", teacher.REASON_ACCESS_DENIED)
+    assert refusal.conversation == conversation.id
+
+
 def test_a_refused_turn_appears_with_what_the_student_was_told(
     start_server: Callable[..., ToyServer],
 ) -> None:
