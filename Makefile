@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format type proto charts bench clean
+.PHONY: help setup demo test lint format type proto charts console bench clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -54,8 +54,12 @@ proto: $(READY) ## Generate the stubs anew
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos \
 	  --grpc_python_out=protos $(STUBS)
 
-charts: $(READY) ## Put the configs' schemas into the charts' anew
+charts: $(READY) ## Put the configs' schemas into the charts' anew, and the dashboard
 	$(BIN)/python -m deploy.values_schema
+	$(BIN)/python -m deploy.dashboard
+
+console: $(READY) ## Build the console's page anew; needs node and npm
+	$(BIN)/python -m deploy.console
 
 bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.parity

@@ -22,6 +22,18 @@ from preceptor.cli import (
     fail,
     needs_extra,
 )
+from student_client.client_cli import (
+    Address,
+    Authority,
+    Certificate,
+    Insecure,
+    Key,
+    ServerName,
+    TokenFile,
+    client_of,
+    told_errors,
+)
+from student_client.times_table import times_table
 
 if TYPE_CHECKING:
     from student_client.config import TrainConfig
@@ -33,24 +45,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def describe(
-    address: Annotated[
-        str, typer.Argument(help="For example preceptor://127.0.0.1:41500, or preceptors:// under TLS.")
-    ],
-    ca: Annotated[
-        Path | None,
-        typer.Option(help="The authority of the teacher's certificate, PEM; default: the system's."),
-    ] = None,
-    certificate: Annotated[Path | None, typer.Option(help="Your certificate, PEM, if it wants one.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    server_name: Annotated[
-        str | None, typer.Option(help="The name in the teacher's certificate; default: the address's host.")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="The file with your team's token; default: PRECEPTOR_TOKEN, if set.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Show it to other machines in the clear: nobody else listens.")
-    ] = False,
+    address: Address,
+    ca: Authority = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    server_name: ServerName = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Say what a served teacher is and what it accepts.
@@ -59,15 +60,12 @@ def describe(
 
     Example: preceptor describe preceptors://teacher.example:41500 --ca ca.pem --token-file support.token
     """
-    if (certificate is None) != (key is None):
-        fail("--certificate, --key: got one of them, expected both or none", EXIT_USAGE)
-    tls = {"ca_file": ca, "certificate_file": certificate, "key_file": key, "server_name": server_name}
-    options = {
-        "token_file": token_file,
-        "insecure": insecure,
-        "tls": {name: value for name, value in tls.items() if value is not None} or None,
-    }
-    facts = _described(address, options)
+    client = client_of(address, ca, certificate, key, server_name, token_file, insecure=insecure)
+    with told_errors():
+        response = client.describe()
+    facts: dict[str, Any] = MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -76,26 +74,6 @@ def describe(
         for name, value in facts[title].items():
             table.add_row(name, json.dumps(value) if isinstance(value, list) else str(value))
         console.print(table)
-
-
-def _described(address: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a teacher says of itself; ends the command if it says nothing."""
-    from student_client.client import TeacherClient
-    from student_client.errors import TeacherError, TeacherUnavailableError
-    from student_client.options import ClientOptions
-
-    try:
-        response = TeacherClient(address, ClientOptions.model_validate(options)).describe()
-    except ValueError as error:
-        fail(str(error), EXIT_USAGE)
-    except TeacherUnavailableError as error:
-        fail(str(error), EXIT_UNREACHABLE)
-    except TeacherError as error:
-        fail(str(error))
-    facts: dict[str, Any] = MessageToDict(
-        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return facts
 
 
 @needs_extra("train", "ray", "safetensors")
@@ -160,6 +138,8 @@ def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
         def show(line: dict[str, Any]) -> None:
             if line["kind"] == "failed":
                 console.print(f"a worker failed at step {line['step']}: {line['error']}", markup=False)
+            if line["kind"] == "advice":
+                console.print(f"warning: {line['message']}", style="yellow", markup=False, highlight=False)
             if line["kind"] in notes:
                 notes[line["kind"]] = _note(line)
                 note = ", ".join(filter(None, notes.values()))
@@ -213,7 +193,12 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         typer.echo(json.dumps({"name": result.name, "folder": str(result.folder), **result.facts}))
         return
     table = Table(title=f"run {result.name}", show_header=False, title_justify="left")
+    times = result.facts.get("step_times")
     for name, value in result.facts.items():
+        if name == "step_times":
+            continue
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     table.add_row("folder", str(result.folder))
     console.print(table)
+    if times:
+        console.print(times_table(times))

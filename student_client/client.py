@@ -13,7 +13,6 @@ import itertools
 import logging
 import math
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,9 @@ from student_client.conversation import Conversation
 from student_client.credentials import metadata_of
 from student_client.errors import TeacherError, TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.options import ClientOptions, parse_address
+from student_client.pending_turns import PendingTurn
 from student_client.replicas import ReplicaFinder
+from student_client.times import Journey, WaitingClock
 from student_client.turns import ForwardAnswer, GradientsAnswer, Turn
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from student_client.times import WaitingTimes
     from student_client.turns import CodecSnapshot
 
-__all__ = ["ConversationHandle", "PendingTurn", "TeacherClient"]
+__all__ = ["ConversationHandle", "TeacherClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,6 @@ class ConversationHandle:
     """A conversation as seen from synchronous code; safe to use from several threads.
 
     Attributes:
-        waiting_s: seconds that callers have been blocked by answers that had not come yet.
         gradient_type: the type in which gradients travel.
     """
 
@@ -134,16 +135,15 @@ class ConversationHandle:
         self._conversation: Conversation | None = None
         self._num_to_skip = 0.0
         self._ahead_room = threading.Semaphore(_MAX_READ_AHEAD)
-        self.waiting_s = 0.0
-        self._counting = threading.Lock()
+        self._waiting = WaitingClock()
         self.gradient_type: WireType = Compression.from_proto(open_frame.compression).gradient
 
     def send(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> PendingTurn:
         """Sends an Exchange or Observe without waiting; its `turn` and codec version are filled in here."""
-        turn = self._turn(frame, codec)
+        turn, journey = self._turn(frame, codec), Journey()
         kind = "exchange" if isinstance(frame, pb.Exchange) else "observe"
-        work = tracing.turn(kind, turn.number, partial(self._forward, turn))
-        return PendingTurn(self, turn, background.submit(work))
+        work = tracing.turn(kind, turn.number, partial(self._forward, turn, journey))
+        return PendingTurn(self, turn, background.submit(work), journey)
 
     def read_ahead(self, frames: Sequence[pb.Observe]) -> None:
         """Sends the Observes of one batch that read ahead; returns at once and never fails.
@@ -175,17 +175,31 @@ class ConversationHandle:
             return Turn(frame.turn, pb.ConverseRequest(exchange=frame), codec)
         return Turn(frame.turn, pb.ConverseRequest(observe=frame), codec)
 
-    def wait(self, future: Future[Any], what: str = "an answer") -> Any:
+    def wait(self, future: Future[Any], journey: Journey, what: str = "an answer") -> Any:
         """Waits for an answer and counts the time, if it is not there already."""
         if future.done():
             return future.result()
-        start = time.perf_counter()
-        try:
+        with self._waiting.waiting(journey):
             return background.result_of(future, what, self._client.options.deadline_s + _GRACE_S)
-        finally:
-            waited_s = time.perf_counter() - start
-            with self._counting:
-                self.waiting_s += waited_s
+
+    @property
+    def times(self) -> WaitingTimes:
+        """What callers have been blocked by, seconds; the time of several at once counts once."""
+        return self._waiting.times
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds that callers have been blocked by answers that had not come yet, the sum of `times`."""
+        return self.times.waiting_s
+
+    @property
+    def waits_for(self) -> tuple[str, float]:
+        """What blocks a caller at this moment, in words, and for how many seconds; no text where none is."""
+        blocked_s = self._waiting.blocked_s
+        if not blocked_s:
+            return "", 0.0
+        text, seconds = self._conversation.obstacles.latest if self._conversation else ("", 0.0)
+        return (text, seconds) if text else ("waiting for the teacher", blocked_s)
 
     @property
     def num_reconnects(self) -> int:
@@ -209,11 +223,13 @@ class ConversationHandle:
             self._conversation = Conversation(client.replicas, frame, client.options)
         return self._conversation
 
-    async def _forward(self, turn: Turn) -> ForwardAnswer:
-        return await self._current().forward(turn)
+    async def _forward(self, turn: Turn, journey: Journey) -> ForwardAnswer:
+        return await self._current().forward(turn, journey)
 
-    async def _backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
-        return await self._current().backward(turn, grad_values)
+    async def _backward(
+        self, turn: Turn, grad_values: dict[str, Tensor], journey: Journey
+    ) -> GradientsAnswer:
+        return await self._current().backward(turn, grad_values, journey)
 
     async def _read_ahead(self, turns: Sequence[Turn]) -> None:
         try:
@@ -235,52 +251,6 @@ class ConversationHandle:
     async def _push_codec(self, codec: CodecSnapshot) -> None:
         if self._conversation is not None:
             await self._conversation.push_codec(codec)
-
-
-class PendingTurn:
-    """A turn on its way."""
-
-    def __init__(self, handle: ConversationHandle, turn: Turn, future: Future[ForwardAnswer]) -> None:
-        self._handle = handle
-        self._turn = turn
-        self._future = future
-        self._context = tracing.here()
-
-    def result(self) -> ForwardAnswer:
-        """Waits for what the turn returns.
-
-        Raises:
-            TeacherError: see `student_client.errors`.
-        """
-        answer: ForwardAnswer = self._handle.wait(self._future, f"turn {self._turn.number}")
-        return answer
-
-    def start_backward(self, grad_values: dict[str, Tensor]) -> Future[GradientsAnswer]:
-        """Sends the gradients of what the turn returned without waiting; see `backward`."""
-        work = partial(self._handle._backward, self._turn, grad_values)  # noqa: SLF001 - one unit
-        return background.submit(tracing.turn("backward", self._turn.number, work, self._context))
-
-    def backward(self, grad_values: dict[str, Tensor]) -> GradientsAnswer:
-        """Sends the gradients of what the turn returned and waits for those of what it was computed from.
-
-        Raises:
-            TeacherError: see `student_client.errors`.
-        """
-        return self.gradients(self.start_backward(grad_values))
-
-    def gradients(self, future: Future[GradientsAnswer]) -> GradientsAnswer:
-        """Waits for what `start_backward` returned.
-
-        Raises:
-            TeacherError: see `student_client.errors`.
-        """
-        answer: GradientsAnswer = self._handle.wait(future, f"gradients of turn {self._turn.number}")
-        return answer
-
-    @property
-    def gradient_type(self) -> WireType:
-        """The type in which the turn's gradients travel."""
-        return self._handle.gradient_type
 
 
 def _num_rows(turn: Turn) -> int:

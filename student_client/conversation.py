@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from preceptor.v1 import teacher_pb2 as pb
+from student_client.activity import Activity
 from student_client.backoff import Backoff
 from student_client.channel import with_hint
 from student_client.errors import (
@@ -30,9 +31,10 @@ from student_client.errors import (
 from student_client.inbox import FailedTurnError
 from student_client.replicas import ReplicaFinder
 from student_client.stream import Stream, StreamLostError
+from student_client.times import Journey
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from torch import Tensor
 
@@ -62,6 +64,7 @@ class Conversation:
 
     Attributes:
         num_reconnects: how often another stream had to be opened.
+        obstacles: why turns are not on their way just now.
     """
 
     def __init__(self, replicas: tuple[str, ...], open_frame: pb.Open, options: ClientOptions) -> None:
@@ -74,25 +77,33 @@ class Conversation:
         self._finder = ReplicaFinder(_random.sample(replicas, len(replicas)), options)
         self._addresses = ", ".join(replicas)
         self._search_problem: TeacherError = self._not_opened("")
+        self._full = Journey()  # while no replica had room for the conversation
         self.num_reconnects = -1  # the first stream is none
+        self.obstacles = Activity()
 
-    async def forward(self, turn: Turn) -> ForwardAnswer:
-        """Sends an Exchange or Observe until it is answered.
+    async def forward(self, turn: Turn, journey: Journey | None = None) -> ForwardAnswer:
+        """Sends an Exchange or Observe until it is answered; `journey` is told how it goes.
 
         Raises:
             TeacherError: see `student_client.errors`.
         """
         what = f"turn {turn.number}"
-        return await self._until_answered(turn, what, lambda stream: stream.forward(turn))
+        journey = journey or Journey()
+        return await self._until_answered(turn, what, journey, lambda stream: stream.forward(turn, journey))
 
-    async def backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
+    async def backward(
+        self, turn: Turn, grad_values: dict[str, Tensor], journey: Journey | None = None
+    ) -> GradientsAnswer:
         """Sends the gradients of a turn, and the turn itself where it is not known, until answered.
 
         Raises:
             TeacherError: see `student_client.errors`.
         """
         what = f"gradients of turn {turn.number}"
-        return await self._until_answered(turn, what, lambda stream: stream.backward(turn, grad_values))
+        journey = journey or Journey()
+        return await self._until_answered(
+            turn, what, journey, lambda stream: stream.backward(turn, grad_values, journey)
+        )
 
     async def close(self) -> None:
         """Ends all streams; who still waits is told so."""
@@ -127,14 +138,14 @@ class Conversation:
                 await stream.push_codec(codec)
 
     async def _until_answered(
-        self, turn: Turn, what: str, attempt: Callable[[Stream], Awaitable[AnswerT]]
+        self, turn: Turn, what: str, journey: Journey, attempt: Callable[[Stream], Awaitable[AnswerT]]
     ) -> AnswerT:
         options = self._options
         deadline_s = time.monotonic() + options.deadline_s
         backoff = Backoff(options.initial_backoff_s, options.max_backoff_s, deadline_s)
         problem: TeacherError = DeadlineExceededError(f"{what}: no answer within {options.deadline_s:g} s")
         while True:
-            stream = await self._usable_stream(deadline_s)
+            stream = await self._usable_stream(deadline_s, journey)
             try:
                 async with _until(deadline_s):
                     return await attempt(stream)
@@ -158,14 +169,24 @@ class Conversation:
                 if stream in self._retired:
                     await self._close_retired()
             _tell(stream, turn, what, problem)
-            await backoff.pause(problem, problem.retry_after_s if isinstance(problem, OverloadedError) else 0)
+            with self._obstacle(problem, journey):
+                await backoff.pause(problem, problem.retry_after_s)
+
+    @contextlib.contextmanager
+    def _obstacle(self, problem: TeacherError, journey: Journey) -> Iterator[None]:
+        """Tells whoever looks why nothing is sent while open, and the journey if there is no room."""
+        is_full = isinstance(problem, OverloadedError)
+        when = f"; again in {problem.retry_after_s:.1f} s" if problem.retry_after_s else ""
+        text = f"no room at the teacher: {problem}{when}" if is_full else f"trying again: {problem}"
+        with self.obstacles.now(text), journey.without_room() if is_full else contextlib.nullcontext():
+            yield
 
     async def _open_stream(self) -> Stream | None:
         """Returns the stream in use, after one that is being opened is; None if there is none."""
         async with self._opening:
             return self._stream if self._stream is not None and self._stream.usable else None
 
-    async def _usable_stream(self, deadline_s: float) -> Stream:
+    async def _usable_stream(self, deadline_s: float, journey: Journey) -> Stream:
         """Returns the stream in use, or opens one at the first replica that takes it.
 
         Raises:
@@ -176,12 +197,21 @@ class Conversation:
                 if self._stream is None or not self._stream.usable:
                     lost = None if self._stream is None else self._stream.lost
                     self._search_problem = self._not_opened("" if lost is None else f"; before that, {lost}")
-                    await self._put_aside()
-                    self._stream = await self._search(deadline_s)
+                    with self.obstacles.now(self._search_text()):
+                        await self._put_aside()
+                        self._stream = await self._search(deadline_s)
                     self.num_reconnects += 1
                 return self._stream
         except TimeoutError:
             raise self._search_problem from None
+        finally:
+            journey.share(self._full)
+
+    def _search_text(self) -> str:
+        if self._stream is None:
+            return f"connecting to {self._addresses}"
+        why = self._stream.lost or f"{self._stream.target} takes no more turns"
+        return f"reconnecting to {self._addresses}: {why}"
 
     async def _put_aside(self) -> None:
         """Lets the stream in use answer what it was asked, if there is one, and no more."""
@@ -194,6 +224,7 @@ class Conversation:
         options = self._options
         pause_s = min(options.max_backoff_s, _MAX_SEARCH_PAUSE_S)
         backoff = Backoff(options.initial_backoff_s, pause_s, deadline_s)
+        self._full = Journey()
         while True:
             retry_after_s = 0.0
             for target in await self._finder.find(opens_conversation=True):
@@ -203,7 +234,8 @@ class Conversation:
                     self._search_problem = problem = self._problem_of_opening(error)
                     if isinstance(problem, OverloadedError):
                         retry_after_s = max(retry_after_s, problem.retry_after_s)
-            await backoff.pause(self._search_problem, retry_after_s)
+            with self._obstacle(self._search_problem, self._full):
+                await backoff.pause(self._search_problem, retry_after_s)
 
     async def _open_at(self, target: str) -> Stream:
         self._raise_if_closed()

@@ -35,7 +35,13 @@ __all__ = [
 
 
 class TeacherError(Exception):
-    """An error in talking to a teacher."""
+    """An error in talking to a teacher.
+
+    Attributes:
+        retry_after_s: when the teacher asked to be asked again, seconds; 0: it did not.
+    """
+
+    retry_after_s = 0.0
 
 
 class InvalidMessageError(TeacherError):

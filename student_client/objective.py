@@ -45,6 +45,10 @@ class Outcome:
     logits: Tensor
     num_tokens: int
 
+    def losses(self) -> dict[str, float]:
+        """Returns "loss", the weighted sum, and each loss by its name."""
+        return {"loss": self.loss.item(), **{name: part.item() for name, part in self.parts.items()}}
+
 
 class Objective(nn.Module):
     """A student and what it is trained by.

@@ -1,4 +1,4 @@
-"""How fast a run goes, and which share of its steps it spends waiting for the teacher."""
+"""How fast a run goes, and where the time of its steps goes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from student_client.times import StepTimes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from student_client.times import WaitingTimes
 
 __all__ = ["Pace"]
 
@@ -16,55 +20,55 @@ class Pace:
     """Counts the time and the examples of steps.
 
     Args:
-        waiting_s: says how many seconds have been spent waiting for the teacher, ever.
-        clock: seconds that only grow.
+        waiting: says how many seconds have been spent waiting for the teacher, ever.
+        clock: seconds that only grow, as those of `waiting`.
+        mean: takes a number to its mean over all workers, which have to ask for the same at the same time.
 
     Attributes:
-        stepped_s: seconds in steps, ever.
+        total: where the time of all steps went, in this worker.
     """
 
     def __init__(
-        self, waiting_s: Callable[[], float], clock: Callable[[], float] = time.perf_counter
+        self,
+        waiting: Callable[[], WaitingTimes],
+        clock: Callable[[], float] = time.perf_counter,
+        mean: Callable[[float], float] = lambda number: number,
     ) -> None:
-        self.stepped_s = 0.0
-        self._waiting_s = waiting_s
+        self.total = StepTimes()
+        self._waiting = waiting
         self._clock = clock
+        self._mean = mean
         self._num_examples = 0
-        self._epoch = self._lap = (0.0, 0.0, 0)
+        self._epoch = self._lap = (self.total, 0)
 
     @contextmanager
     def step(self, num_examples: int) -> Iterator[None]:
         """Counts what is done while open as a step with so many examples."""
-        start_s = self._clock()
+        start_s, waited = self._clock(), self._waiting()
         yield
-        self.stepped_s += self._clock() - start_s
+        self.total += StepTimes(1, self._clock() - start_s, self._waiting() - waited)
         self._num_examples += num_examples
 
     def start_epoch(self) -> None:
         """Lets an epoch begin."""
-        self._epoch = self._lap = self._now()
+        self._epoch = self._lap = (self.total, self._num_examples)
 
     @property
     def waiting_share(self) -> float:
-        """The share of the time of all steps that was spent waiting."""
-        return _share(self._waiting_s(), self.stepped_s)
+        """The share of the time of this worker's steps that was spent waiting."""
+        return self.total.waiting_share
 
-    @property
-    def epoch_waiting_share(self) -> float:
-        """The same of the present epoch's steps."""
-        waiting_s, stepped_s, _ = self._now()
-        return _share(waiting_s - self._epoch[0], stepped_s - self._epoch[1])
+    def all_steps(self) -> StepTimes:
+        """Returns where the time of all steps went, in the mean worker."""
+        return self.total.averaged(self._mean)
 
-    def lap(self) -> tuple[float, float]:
-        """Returns the examples a second and the share of waiting since the last lap or start of an epoch."""
-        now, last = self._now(), self._lap
+    def epoch(self) -> StepTimes:
+        """Returns the same of the present epoch's steps."""
+        return (self.total - self._epoch[0]).averaged(self._mean)
+
+    def lap(self) -> tuple[float, StepTimes]:
+        """Returns the same since the last lap or start of an epoch, after the examples a second."""
+        now, last = (self.total, self._num_examples), self._lap
         self._lap = now
-        seconds = now[1] - last[1]
-        return _share(now[2] - last[2], seconds), _share(now[0] - last[0], seconds)
-
-    def _now(self) -> tuple[float, float, int]:
-        return self._waiting_s(), self.stepped_s, self._num_examples
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+        times = (now[0] - last[0]).averaged(self._mean)
+        return (now[1] - last[1]) / times.step_s if times.step_s else 0.0, times

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from preceptor.v1 import teacher_pb2 as pb
-    from student_client.client import PendingTurn
     from student_client.frames import TeacherInputs
+    from student_client.pending_turns import PendingTurn
     from student_client.talk import TeacherTalk
 
 __all__ = ["PendingObservation", "PendingTalk", "SentTurns"]

@@ -1,4 +1,4 @@
-"""Draws a run's `metrics.jsonl`: its losses, and its waiting for the teacher."""
+"""Draws a run's `metrics.jsonl`: its losses, and where the time of its steps goes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["draw_losses", "draw_waiting"]
 
 _COLORS = ("#0f172a", "#0f766e", "#f59e0b", "#1e3a8a", "#b91c1c", "#7c3aed", "#64748b")
+# From the bottom up.
+_PARTS = {
+    "student_s": "student",
+    "wire_s": "wire",
+    "queue_s": "queue of the teacher",
+    "teacher_s": "teacher computes",
+}
+_PART_COLORS = ("#cbd5e1", "#1e3a8a", "#f59e0b", "#0f766e")
 
 
 def draw_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -37,12 +45,22 @@ def draw_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_waiting(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the share of the steps' time that was spent waiting for the teacher, and the speed."""
+    """Draws where the time of a step goes, its parts on top of each other, and the speed."""
     figure, (top, bottom) = _panels()
     steps = _of_kind(lines, "steps")
-    _line(top, [(line["step"], 100 * line["waiting_share"]) for line in steps], "", _COLORS[2])
-    top.set_ylim(0, 100)
-    top.set_ylabel("waiting for the teacher, %")
+    timed = [line for line in steps if "step_times" in line]  # earlier releases did not tell
+    if timed:
+        parts = [[1000 * line["step_times"][name] for line in timed] for name in _PARTS]
+        at = [line["step"] for line in timed]
+        if len(at) == 1:  # an area needs two points
+            at, parts = [at[0] - 1, at[0]], [[*part, *part] for part in parts]
+        waiting = sum(line["step_times"]["step_s"] * line["waiting_share"] for line in timed)
+        share = waiting / (sum(line["step_times"]["step_s"] for line in timed) or 1.0)
+        top.stackplot(at, parts, labels=list(_PARTS.values()), colors=_PART_COLORS)
+        top.set_title(f"{share:.0%} of the time was spent waiting for the teacher", loc="left", fontsize=9)
+        top.legend(ncols=4, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, -0.25))
+    top.set_ylim(bottom=0)
+    top.set_ylabel("a step, ms")
     _line(bottom, [(line["step"], line["examples_per_s"]) for line in steps], "", _COLORS[3])
     bottom.set_ylim(bottom=0)
     bottom.set_ylabel("examples/s")

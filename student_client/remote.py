@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from preceptor.v1 import teacher_pb2 as pb
-    from student_client.client import PendingTurn
+    from student_client.pending_turns import PendingTurn
     from student_client.turns import ForwardAnswer, GradientsAnswer
 
 __all__ = ["differentiable", "receive"]
@@ -73,7 +73,7 @@ class _RemoteTurns(torch.autograd.Function):
             return (*nothing, grad_message, *(torch.full_like(each, torch.nan) for each in parameters))
         parts = zip(ctx.turns, _split(grad_values, ctx.shapes), strict=True)
         sent = [(turn, turn.start_backward(part)) for turn, part in parts]
-        answers = [turn.gradients(future) for turn, future in sent]
+        answers = [turn.gradients(gradients) for turn, gradients in sent]
         grad_parameters = [
             _total(answers, name, parameter) for name, parameter in zip(ctx.names, parameters, strict=True)
         ]

@@ -21,6 +21,7 @@ from student_client.objective import Objective, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
 from student_client.students import build_student
+from student_client.times import WaitingTimes
 from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from student_client.config import TrainConfig
     from student_client.data import Batch, ExampleSource
     from student_client.objective import Outcome
+    from student_client.times import StepTimes
 
 __all__ = ["StudentRun"]
 
@@ -91,7 +93,7 @@ class StudentRun:
         )
         self.example = self.splits.train.example()
         self.objective: Objective = build_objective(config, student, self.example, patience_s)
-        self.pace = Pace(lambda: self._waiting_s, clock)
+        self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device
         self._optimizer = build_optimizer(self.objective, config.optimizer)
@@ -152,7 +154,7 @@ class StudentRun:
                 is_last = number == len(parts) - 1
                 with contextlib.nullcontext() if is_last else self._without_averaging():
                     outcome = self._backward(part, following, total)
-                for name, value in _losses_of(outcome).items():
+                for name, value in outcome.losses().items():
                     sums[name] = sums.get(name, 0.0) + value * len(part.labels) / len(batch.labels)
             if self.config.optimizer.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.max_grad_norm)
@@ -218,22 +220,23 @@ class StudentRun:
             "num_steps": self.step,
             "num_train": len(self.splits.train),
             "num_test": len(self.splits.test),
-            **self.conversation_facts(),
+            **self.conversation_facts(self.pace.all_steps()),
         }
 
-    def conversation_facts(self) -> dict[str, float]:
-        """Returns how long the student waited for its teacher and how often it had to reconnect."""
+    def conversation_facts(self, times: StepTimes) -> dict[str, Any]:
+        """Returns how long the student waited, in some steps and ever, and how often it had to reconnect."""
         talk = self.objective.talk
         return {
-            "waiting_s": self._waiting_s,
-            "waiting_share": self.pace.waiting_share,
+            "waiting_s": self._waiting.waiting_s,
+            "waiting_share": times.waiting_share,
+            "step_times": times.of_one(),
             "num_reconnects": 0 if talk is None else talk.conversation.num_reconnects,
         }
 
     @property
-    def _waiting_s(self) -> float:
+    def _waiting(self) -> WaitingTimes:
         talk = self.objective.talk
-        return 0.0 if talk is None else talk.conversation.waiting_s
+        return WaitingTimes() if talk is None else talk.conversation.times
 
     def save_student(self, path: Path) -> None:
         """Writes the student alone, as safetensors."""
@@ -294,7 +297,3 @@ def _check_enough(num_examples: int, world_size: int) -> None:
         raise ValueError(
             f"data.train: got {num_examples} examples, expected at least {world_size}, one a worker"
         )
-
-
-def _losses_of(outcome: Outcome) -> dict[str, float]:
-    return {"loss": outcome.loss.item(), **{name: part.item() for name, part in outcome.parts.items()}}

@@ -21,6 +21,8 @@ from student_client.channel import open_channel
 from student_client.credentials import metadata_of
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox, awaited
+from student_client.lost import StreamLostError, cause_of
+from student_client.times import Journey
 from student_client.tracing import stamp
 
 if TYPE_CHECKING:
@@ -40,18 +42,6 @@ _CODEC_PART_BYTES = 1 << 20
 _MAX_HELD_CODECS = 2  # as many as a replica keeps
 
 AnswerT = TypeVar("AnswerT")
-
-
-class StreamLostError(Exception):
-    """The stream broke.
-
-    Attributes:
-        code: the gRPC status it ended with, if it did.
-    """
-
-    def __init__(self, cause: str, code: grpc.StatusCode | None = None) -> None:
-        super().__init__(cause)
-        self.code = code
 
 
 class Stream:
@@ -116,7 +106,7 @@ class Stream:
         """Turns that await their answer."""
         return self._inbox.num_awaited
 
-    async def forward(self, turn: Turn) -> ForwardAnswer:
+    async def forward(self, turn: Turn, journey: Journey | None = None) -> ForwardAnswer:
         """Sends an Exchange or Observe, with its codec if the replica does not hold it, and waits.
 
         Raises:
@@ -125,13 +115,18 @@ class Stream:
             FrameTooLargeError: the frame is over the replica's limit.
         """
         self._ready(turn.frame)
-        async with self._window:
+        journey = journey or Journey()
+        async with journey.room(self._window):
             with awaited(self._inbox.expect_forward(turn.number)) as future:
+                journey.sent()
                 answer = await self._ask(turn.frame, turn.codec, future, f"turn {turn.number}")
+                journey.answered(answer.receipt)
         self._known_turns.append(turn.number)
         return answer
 
-    async def backward(self, turn: Turn, grad_values: dict[str, Tensor]) -> GradientsAnswer:
+    async def backward(
+        self, turn: Turn, grad_values: dict[str, Tensor], journey: Journey | None = None
+    ) -> GradientsAnswer:
         """Sends the gradients of a turn, replaying the turn first if this replica does not know it.
 
         Raises:
@@ -139,12 +134,16 @@ class Stream:
         """
         if turn.number not in self._known_turns:
             await self.forward(turn)
+        journey = journey or Journey()
         gradients = encode_named(grad_values, self._gradient_type)
         backward = pb.Backward(turn=turn.number, gradients=gradients)
         frame = self._ready(pb.ConverseRequest(backward=backward))
-        async with self._window:
+        async with journey.room(self._window):
             with awaited(self._inbox.expect_gradients(turn.number)) as future:
-                return await self._ask(frame, None, future, f"gradients of turn {turn.number}")
+                journey.sent()
+                answer = await self._ask(frame, None, future, f"gradients of turn {turn.number}")
+                journey.answered(answer.receipt)
+        return answer
 
     async def read_ahead(self, turn: Turn) -> ForwardAnswer | None:
         """Sends an Observe that reads ahead and waits for it; returns None if there is no room or no answer.
@@ -260,7 +259,7 @@ class Stream:
         try:
             await self._call.write(frame)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise self._lose(*_cause(error)) from None
+            raise self._lose(*cause_of(error)) from None
 
     async def _read(self) -> None:
         try:
@@ -268,13 +267,13 @@ class Stream:
                 self._inbox.take(answer)
             self._lose("the replica ended the stream")
         except (grpc.RpcError, TeacherError) as error:
-            self._lose(*_cause(error))
+            self._lose(*cause_of(error))
         except asyncio.CancelledError:
             self._lose("cancelled")
             raise
         except Exception as error:  # a defect of this client; whoever waits has to learn of it
             logger.exception("%s: an answer could not be taken", self.target)
-            self._lose(*_cause(error))
+            self._lose(*cause_of(error))
 
     def _ready(self, frame: pb.ConverseRequest) -> pb.ConverseRequest:
         """Has a frame name its trace and returns it, unless it is larger than the replica takes."""
@@ -292,9 +291,3 @@ class Stream:
             self.lost = StreamLostError(f"{self.target}: {cause}", code)
             self._inbox.fail_all(self.lost)
         return StreamLostError(str(self.lost), self.lost.code)
-
-
-def _cause(error: BaseException) -> tuple[str, grpc.StatusCode | None]:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}", error.code()
-    return f"{type(error).__name__}: {error}", None

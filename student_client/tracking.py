@@ -193,6 +193,7 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
         **{f"train/{name}": value for name, value in line["losses"].items()},
         "speed/examples_per_s": line["examples_per_s"],
         "speed/waiting_share": line["waiting_share"],
+        **{f"speed/{name}": seconds for name, seconds in line["step_times"].items()},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ray import train as ray_train
 from ray.train.torch import prepare_model
 from safetensors.torch import save_file
 
+from student_client.advice import WaitingAdvice
 from student_client.checkpoints import Checkpoints
 from student_client.config import TrainConfig
 from student_client.plots import draw_losses, draw_waiting
@@ -32,7 +34,11 @@ from student_client.whole_files import whole_file, write_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from student_client.times import StepTimes
+
 __all__ = ["train_worker"]
+
+logger = logging.getLogger(__name__)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -85,7 +91,8 @@ class _Watch:
         self._run = run
         self._folder = run.config.folder
         self._start_s = time.monotonic()
-        self._losses: list[dict[str, float]] = []
+        teacher = run.config.teacher
+        self._advice = WaitingAdvice(teacher.address if teacher else "", run.config.talk)
         self._file = MetricsFile(self._folder)
         self._tracker = Tracker(run.config.tracking, self._folder)
         self._tracker.start(run.config.name, run.config.model_dump(mode="json"), run.step)
@@ -94,34 +101,29 @@ class _Watch:
                 {"kind": "resumed", "step": run.step, "epoch": run.epoch, "passed_over": passed_over}
             )
 
-    def step(self, losses: dict[str, float]) -> None:
-        """Takes a step's losses in; every so many are told together."""
-        self._losses.append(losses)
-        if len(self._losses) >= self._run.config.log_every_steps:
-            self._write_steps()
-
-    def _write_steps(self) -> None:
-        if not self._losses:
-            return
-        examples_per_s, waiting_share = self._run.pace.lap()
+    def steps(self, losses: Sequence[dict[str, float]], examples_per_s: float, times: StepTimes) -> None:
+        """Tells of some steps, and what may be done where most of their time is spent waiting."""
         self._write(
             kind="steps",
-            losses=_means(self._losses),
+            losses=_means(losses),
             examples_per_s=examples_per_s,
-            waiting_share=waiting_share,
+            waiting_share=times.waiting_share,
+            step_times=times.of_one(),
         )
-        self._losses = []
+        advice = self._advice.after(times)
+        if advice is not None:
+            logger.warning("%s", advice)
+            self._write(kind="advice", message=advice)
 
-    def epoch(self, losses: Sequence[dict[str, float]]) -> None:
+    def epoch(self, losses: Sequence[dict[str, float]], times: StepTimes) -> None:
         """Tells of an epoch and of its steps' losses."""
-        self._write_steps()
         self._write(
             kind="epoch",
             epochs=self._run.config.epochs,
             valid=self._run.last_valid,
             metric=self._run.metric,
             losses=_means(losses),
-            **{**self._run.conversation_facts(), "waiting_share": self._run.pace.epoch_waiting_share},
+            **self._run.conversation_facts(times),
         )
 
     def finish(self, facts: dict[str, Any]) -> None:
@@ -165,7 +167,8 @@ class _Watch:
             **fields,
         }
         self._file.write(line)
-        self._tracker.log(line)
+        if fields["kind"] != "advice":
+            self._tracker.log(line)
 
 
 def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -176,20 +179,32 @@ def _train(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> N
     config = run.config
     while run.epoch < config.epochs:
         steps: list[dict[str, float]] = []
+        num_told = 0
         for losses in run.train_epoch():
             steps.append(losses)
-            if watch is not None:
-                watch.step(losses)
+            if len(steps) - num_told >= config.log_every_steps:
+                num_told = _tell(run, watch, steps, num_told)
             every = config.checkpoint_every_steps
             if every is not None and run.step % every == 0 and run.step % run.steps_per_epoch:
                 _save(run, watch, checkpoints)
+        if num_told < len(steps):
+            _tell(run, watch, steps, num_told)
+        times = run.pace.epoch()
         if watch is not None and steps:
-            watch.epoch(steps)
+            watch.epoch(steps, times)
         if run.epoch % config.checkpoint_every_epochs == 0 or run.epoch == config.epochs:
             _save(run, watch, checkpoints)
     facts = run.finish()  # puts the best weights in the place of the last ones
     if watch is not None:
         watch.finish(facts)
+
+
+def _tell(run: StudentRun, watch: _Watch | None, steps: Sequence[dict[str, float]], num_told: int) -> int:
+    """Tells of the steps that were not told of yet; all workers do, for the mean of their times."""
+    examples_per_s, times = run.pace.lap()
+    if watch is not None:
+        watch.steps(steps[num_told:], examples_per_s, times)
+    return len(steps)
 
 
 def _save(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHARTS",
+    "CUSTOM_KINDS",
     "EXAMPLES",
     "KUBERNETES",
     "RAY_KINDS",
@@ -37,6 +38,7 @@ CHARTS = ROOT / "deploy" / "helm"
 EXAMPLES = ROOT / "deploy" / "examples"
 KUBERNETES = "1.37.0"
 RAY_KINDS = ("RayService", "RayJob", "RayCronJob")
+CUSTOM_KINDS = (*RAY_KINDS, "Certificate", "PodMonitor")
 # What is installed by which chart: the examples, and the charts as they are.
 RELEASES = {
     "defaults": ("preceptor", None),
@@ -47,7 +49,11 @@ RELEASES = {
     "students": ("preceptor-students", "students.yaml"),
 }
 
-_CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "data" / "kuberay-crds"))
+# By API group, the variable that names the folder with its definitions, and where they are else.
+_CRDS = {
+    "ray.io": ("KUBERAY_CRDS", "kuberay-crds"),
+    "monitoring.coreos.com": ("PROMETHEUS_OPERATOR_CRDS", "prometheus-operator-crds"),
+}
 
 
 def render(
@@ -112,20 +118,20 @@ def problems(document: dict[str, Any]) -> list[str]:
 
 
 def crd_problems(document: dict[str, Any]) -> list[str]:
-    """Returns what KubeRay's definitions have against a manifest; skips the test where they are not."""
-    if not _CRDS.is_dir():
-        pytest.skip(f"KubeRay's definitions are not in {_CRDS}; KUBERAY_CRDS may name their folder")
-    version = document["apiVersion"].partition("/")[2]
-    errors = _validator(document["kind"], version).iter_errors(document)
+    """Returns what a custom kind's definition has against a manifest; skips the test where that is not."""
+    group, _, version = document["apiVersion"].partition("/")
+    variable, folder = _CRDS[group]
+    crds = Path(os.environ.get(variable, ROOT.parent / "shared" / "data" / folder))
+    if not crds.is_dir():
+        pytest.skip(f"the definitions of {group} are not in {crds}; {variable} may name their folder")
+    errors = _validator(crds / f"{group}_{document['kind'].lower()}s.yaml", version).iter_errors(document)
     return [f"{error.json_path}: {error.message}" for error in errors]
 
 
 @cache
-def _validator(kind: str, version: str) -> Draft202012Validator:
-    text = (_CRDS / f"ray.io_{kind.lower()}s.yaml").read_text()
+def _validator(path: Path, version: str) -> Draft202012Validator:
     # The files have 20,000 lines; the loader in C is as safe as the other.
-    content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    assert content["spec"]["names"]["kind"] == kind
+    content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     (found,) = (each for each in content["spec"]["versions"] if each["name"] == version)
     return Draft202012Validator(_strict(found["schema"]["openAPIV3Schema"]))
 

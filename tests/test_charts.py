@@ -11,6 +11,7 @@ import yaml
 
 from deploy.values_schema import CHARTS, OWN_FIELDS, schema_text
 from tests.charts import (
+    CUSTOM_KINDS,
     EXAMPLES,
     RAY_KINDS,
     RELEASES,
@@ -113,7 +114,7 @@ def test_a_field_that_kuberay_does_not_have_is_found() -> None:
 def test_kubernetes_takes_the_rest_and_the_pods(release: str) -> None:
     manifests = rendered(release)
     for each in manifests:
-        if each["kind"] not in (*RAY_KINDS, "Certificate"):
+        if each["kind"] not in CUSTOM_KINDS:
             assert problems(each) == [], each["kind"]
     for cluster in clusters_of(manifests):
         for template in templates_of(cluster):
@@ -205,6 +206,8 @@ def test_nobody_is_root_or_gains_rights(release: str) -> None:
         ("preceptor", {"tls": {"certManager": {"enabled": False}}}, "tls"),
         ("preceptor", {"gcsFaultTolerance": {"enabled": True}}, "redisAddress"),
         ("preceptor", {"podSecurityContext": {"runAsNonRoot": False}}, "runAsNonRoot"),
+        ("preceptor", {"metrics": {"podMonitor": {"interval": "often"}}}, "interval"),
+        ("preceptor", {"metrics": {"dashboards": {}}}, "dashboards"),
         ("preceptor-students", {"teacher": {"address": "preceptor://teacher:41500"}}, "address"),
         ("preceptor-students", {"runs": {"a": {"config": {"epoch": 3}}}}, "epoch"),
         ("preceptor-students", {"runs": {"a": {"config": {"output": "/out"}}}}, "output"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,7 +77,7 @@ def test_one_turn_can_not_be_awaited_twice_at_once(start_server: Callable[..., T
     pending.result()
     server.queue.await_arrivals()
     server.queue.gate.clear()
-    first = background.submit(handle._backward(pending._turn, GRADIENT))
+    first = pending.start_backward(GRADIENT).future
     server.queue.await_arrivals()
     with pytest.raises(TeacherError, match="turn 1: got it twice at the same time, expected one caller"):
         pending.backward(GRADIENT)
@@ -101,28 +99,6 @@ def test_a_turn_over_its_deadline_does_not_harm_the_next(start_server: Callable[
     server.queue.gate.set()
     assert pending.backward(GRADIENT).message is not None
     handle.close()
-
-
-def test_waits_of_several_threads_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer: Future[None] = Future()
-
-    def come() -> None:
-        if not answer.done():
-            answer.set_result(None)
-
-    both = threading.Barrier(2, come, timeout=30)
-    now = threading.local()
-
-    def clock() -> float:
-        both.wait()  # both threads read the clock together, before their waits and after
-        now.seconds = getattr(now, "seconds", -1.0) + 1.0
-        return float(now.seconds)
-
-    monkeypatch.setattr("student_client.client.time", SimpleNamespace(perf_counter=clock))
-    handle = TeacherClient("127.0.0.1:1").converse(pb.Open())
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(handle.wait, [answer, answer]))
-    assert handle.waiting_s == 2.0
 
 
 def test_a_wait_ends_also_where_the_conversations_thread_hangs() -> None:

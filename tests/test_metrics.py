@@ -84,7 +84,7 @@ def test_what_is_told_is_what_was_counted_however_often_it_is_told(
     assert told.values["compute_seconds_total", "sales"] == pytest.approx(counts.compute_s)
     assert told.values["conversations", "sales"] == 1
     assert told.observed == {"sales": 6}
-    status = replica_of(engine, REPLICA)
+    status = replica_of(engine, REPLICA, engine.signals.clock())
     assert told.values["passes_total",] == status.num_passes > 0
     assert told.values["pass_turns_total",] == status.num_computed >= 6
     assert told.values["pass_tenants_total",] == status.num_tenants_in_passes

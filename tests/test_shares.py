@@ -17,6 +17,7 @@ from student_client.records import (
     read_new_lines,
 )
 from student_client.run import StudentRun
+from student_client.times import WaitingTimes
 from tests.test_train_run import ALL_LOSSES, load, losses_of, make_config, row_server, save, table
 
 if TYPE_CHECKING:
@@ -138,20 +139,25 @@ def test_a_run_whose_workers_change_goes_on_from_its_newest_checkpoint(table: Pa
 
 def test_the_pace_counts_by_lap_and_by_epoch() -> None:
     now = {"clock": 0.0, "waited": 0.0}
-    pace = Pace(lambda: now["waited"], lambda: now["clock"])
+    pace = Pace(lambda: WaitingTimes(queue_s=now["waited"]), lambda: now["clock"])
+
+    def lap() -> tuple[float, float]:
+        examples_per_s, times = pace.lap()
+        return examples_per_s, times.waiting_share
+
     for seconds, waited in ((2.0, 1.0), (2.0, 0.0)):
         with pace.step(10):
             now["clock"] += seconds
             now["waited"] += waited
-    assert pace.lap() == (5.0, 0.25)
+    assert lap() == (5.0, 0.25)
     pace.start_epoch()
     with pace.step(8):
         now["clock"] += 1.0
         now["waited"] += 1.0
-    assert pace.lap() == (8.0, 1.0)
-    assert pace.epoch_waiting_share == 1.0
+    assert lap() == (8.0, 1.0)
+    assert pace.epoch().waiting_share == 1.0
     assert pace.waiting_share == 0.4
-    assert pace.lap() == (0.0, 0.0)
+    assert lap() == (0.0, 0.0)
 
 
 def test_a_resumption_takes_back_what_came_after_its_checkpoint(tmp_path: Path) -> None:

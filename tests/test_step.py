@@ -142,7 +142,7 @@ def test_the_next_batch_passes_through_a_data_parallel_wrapper(
 def test_the_share_of_waiting_is_told(table: Path, row_server: ToyServer) -> None:
     run = StudentRun(_config(table, row_server))
     list(run.train_epoch())
-    assert 0 < run.pace.epoch_waiting_share < 1
+    assert 0 < run.pace.epoch().waiting_share < 1
     facts = run.finish()
     assert facts["waiting_share"] == run.pace.waiting_share
     assert json.loads(json.dumps(facts)) == facts

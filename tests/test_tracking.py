@@ -21,6 +21,7 @@ STEPS = {
     "losses": {"loss": 0.5, "kd": 0.25},
     "examples_per_s": 9.0,
     "waiting_share": 0.5,
+    "step_times": {"step_s": 0.5, "student_s": 0.25, "wire_s": 0.125, "queue_s": 0.125, "teacher_s": 0.0},
 }
 EPOCH = {
     "kind": "epoch",
@@ -49,6 +50,7 @@ def test_mlflow_has_params_curves_and_the_end(tmp_path: Path) -> None:
     assert run.data.params["optimizer.lr"] == "0.1"
     assert run.data.metrics["train/kd"] == 0.25
     assert run.data.metrics["valid/accuracy"] == 0.75
+    assert run.data.metrics["speed/queue_s"] == 0.125
     assert run.data.metrics["final/test"] == 0.7
     assert run.info.status == "FINISHED"
 

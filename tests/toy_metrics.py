@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
-import torch
-from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
 
-from preceptor.v1.status_pb2 import TenantStatus
+from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse, TenantStatus
+from preceptor.v1.status_pb2_grpc import StatusServiceStub
 from services.teacher.metrics import exported_names
-from student_client import InvalidMessageError, TeacherTalk
-from tests.toy_service import status_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from preceptor.v1.status_pb2 import GetStatusResponse
-
-__all__ = ["SPAN_ID", "Found", "scrape", "talk_until_told"]
-
-SPAN_ID = 1
+__all__ = ["Found", "await_metrics", "scrape"]
 
 _PATIENCE_S = 60.0
 
@@ -58,28 +52,22 @@ def scrape() -> Found:
     return Found(text)
 
 
-def talk_until_told(address: str, tenant: str) -> None:
-    """Has six turns answered and one refused, all of a trace, with a teacher of ids.
+def await_metrics(address: str, tenant: str, num_turns: int) -> None:
+    """Waits until Prometheus would find of a tenant and the replicas what the service's directory says.
 
-    Waits until Prometheus would find of the tenant and the replicas what the service's directory says.
+    Args:
+        address: of the service.
+        tenant: that has a conversation, and nothing under way.
+        num_turns: that it had answered.
     """
-    talk = TeacherTalk.connect(
-        address, student_dim=6, message_dim=4, message_len=1, reading="add", tenant=tenant
-    )
-    inputs = {"ids": torch.arange(2)}
-    span = trace.SpanContext(1, SPAN_ID, is_remote=False, trace_flags=trace.TraceFlags(1))
-    with trace.use_span(trace.NonRecordingSpan(span)):
-        for _ in range(3):
-            torch.autograd.backward(talk(torch.randn(2, 6), inputs=inputs).decoded.sum())
-        with pytest.raises(InvalidMessageError):
-            talk(torch.full((2, 6), torch.nan), inputs=inputs)
     deadline_s = time.monotonic() + _PATIENCE_S
-    while problems := [
-        *_problems(status_told(address.removeprefix("preceptor://")), scrape(), tenant, num_turns=6)
-    ]:
+    while True:
+        status, found = _status(address), scrape()
+        problems = [*_problems(status, found, tenant, num_turns)]
+        if not problems:
+            return
         assert time.monotonic() < deadline_s, f"not as the directory says: {problems}"
         time.sleep(0.5)
-    talk.close()
 
 
 def _problems(
@@ -122,3 +110,10 @@ def _problems(
     for name, tags, value in expected:
         if found.total(name, **tags) != pytest.approx(value):
             yield (name, tags, found.total(name, **tags), value)
+
+
+def _status(address: str) -> GetStatusResponse:
+    with grpc.insecure_channel(address.removeprefix("preceptor://")) as channel:
+        stub: Any = StatusServiceStub(channel)  # type: ignore[no-untyped-call]
+        status: GetStatusResponse = stub.GetStatus(GetStatusRequest(), timeout=30)
+    return status

@@ -148,7 +148,7 @@ def _options(
 
 def main(*args: Any, **kwargs: Any) -> None:
     """Runs the command."""
-    if sys.argv[1:2] in (["health"], ["describe"]):
+    if sys.argv[1:2] in (["health"], ["describe"], ["status"]):
         # These say themselves what failed. gRPC reads it when it is imported, as `build` does.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     build()(*args, **kwargs)

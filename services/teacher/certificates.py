@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
+from services.teacher.tls_files import context_of, stamp_of
 
 if TYPE_CHECKING:
     from services.teacher.config import TlsConfig
@@ -28,7 +29,7 @@ class CertificateFiles:
 
     def __init__(self, config: TlsConfig) -> None:
         self._config = config
-        self._seen = self._stamp()
+        self._seen = stamp_of(self._config)
         self.first = self._read()
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -37,7 +38,7 @@ class CertificateFiles:
         Files that do not belong together, as while they are being replaced, are left alone until they do.
         """
         try:
-            stamp = self._stamp()
+            stamp = stamp_of(self._config)
             if stamp == self._seen:
                 return None
             certificates = self._read()
@@ -48,28 +49,14 @@ class CertificateFiles:
         logger.info("the certificates were read anew")
         return certificates
 
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        files = (self._config.certificate, self._config.key, self._config.client_ca)
-        try:
-            stats = [file.stat() for file in files if file is not None]
-        except OSError as error:
-            raise ValueError(f"tls: {error.filename} can't be read: {error.strerror}") from None
-        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
-
     def _read(self) -> grpc.ServerCertificateConfiguration:
         config = self._config
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context_of(config)  # gRPC would take what does not belong together
         try:
-            context.load_cert_chain(config.certificate, config.key, password="")  # else it would ask
-            if config.client_ca is not None:
-                context.load_verify_locations(config.client_ca)
             key, certificate = config.key.read_bytes(), config.certificate.read_bytes()
             authority = None if config.client_ca is None else config.client_ca.read_bytes()
-        except (OSError, ssl.SSLError) as error:  # an SSLError is an OSError; what it says names no secret
-            raise ValueError(
-                f"tls: got {config.certificate} and {config.key}, expected a certificate and its key in PEM "
-                f"({error.strerror or error})"
-            ) from None
+        except OSError as error:
+            raise ValueError(f"tls: {error.filename} can't be read: {error.strerror}") from None
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
 
 

@@ -12,13 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from preceptor.hosts import is_loopback
 from preceptor.settings import read_fields
+from services.teacher.console_config import ConsoleConfig
 from services.teacher.engine_config import CacheConfig, EngineConfig
+from services.teacher.environment import NUM_SPARE_PORTS
 from services.teacher.limits import LimitsConfig
 from services.teacher.scaling import ScalingConfig
 from services.teacher.signals_config import SignalsConfig
 
 __all__ = [
     "CacheConfig",
+    "ConsoleConfig",
     "DecoderConfig",
     "EncoderConfig",
     "EngineConfig",
@@ -132,6 +135,9 @@ class ServiceConfig(_Config):
     audit_log: Path | None = Field(
         default=None, description="A file that gets the audit log; null: it is part of the replicas' logs."
     )
+    console: ConsoleConfig | None = Field(
+        default=None, description="A page that shows how the service is; null: none."
+    )
     insecure: bool = Field(
         default=False, description="Whether students from other machines may talk in the clear."
     )
@@ -196,6 +202,14 @@ class ServiceConfig(_Config):
             raise ValueError(
                 f"port: got {self.port} for a directory and {self.max_replicas} replicas, expected none "
                 f"above {_MAX_PORT}"
+            )
+        if (
+            self.console is not None
+            and 0 <= self.console.port - self.port <= self.max_replicas + NUM_SPARE_PORTS
+        ):
+            raise ValueError(
+                f"console.port: got {self.console.port}, expected none from {self.port} to "
+                f"{self.port + self.max_replicas + NUM_SPARE_PORTS}, which directory and replicas take"
             )
         if self.max_replicas < self.num_replicas:
             raise ValueError(

@@ -15,6 +15,7 @@ __all__ = [
     "HOST_VARIABLE",
     "MAX_PORT_VARIABLE",
     "MIN_PORT_VARIABLE",
+    "NUM_SPARE_PORTS",
     "missing_variables",
     "replica_ports",
     "serve_environment",
@@ -32,7 +33,7 @@ _REQUIRED = (_INGRESS_VARIABLE, MIN_PORT_VARIABLE, MAX_PORT_VARIABLE, HOST_VARIA
 
 _FRAME_OVERHEAD_BYTES = 64 << 10
 # For a replica that takes over while the old one drains, and for ports that something else has taken.
-_NUM_SPARE_PORTS = 8
+NUM_SPARE_PORTS = 8
 _END_OF_PORTS = 65536
 _MIN_DRAINING_S = 0.5
 
@@ -45,7 +46,7 @@ def socket_address(host: str, port: int) -> str:
 def replica_ports(config: ServiceConfig) -> range:
     """Returns the ports of which each replica of a node takes one; `config.port` is the directory's."""
     first = config.port + 1
-    return range(first, min(first + config.max_replicas + _NUM_SPARE_PORTS, _END_OF_PORTS))
+    return range(first, min(first + config.max_replicas + NUM_SPARE_PORTS, _END_OF_PORTS))
 
 
 def serve_environment(config: ServiceConfig) -> dict[str, str]:

@@ -170,7 +170,8 @@ class ReplicaMetrics:
                 yield Update("preceptor_queue_seconds", delay_s, tags)
 
     def _of_replica(self) -> Iterator[Update]:
-        status, tags = replica_of(self._engine, self._replica["replica"]), self._replica
+        tags, now_s = self._replica, self._engine.signals.clock()
+        status = replica_of(self._engine, tags["replica"], now_s)
         counters = {
             ("passes", ""): status.num_passes,
             ("pass_turns", ""): status.num_computed,

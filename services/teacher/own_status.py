@@ -110,7 +110,7 @@ class OwnStatus:
         now_s, signals = self._clock(), self._engine.signals
         return pb.GetStatusResponse(
             time_s=now_s,
-            replicas=[replica_of(self._engine, self._address)],
+            replicas=[replica_of(self._engine, self._address, now_s)],
             tenants=self._tenants(now_s),
             conversations=signals.conversations(),
             refusals=signals.refusals(),
@@ -140,12 +140,18 @@ class OwnStatus:
         return tenants
 
 
-def replica_of(engine: Engine, address: str) -> pb.ReplicaStatus:
-    """Returns how a replica is whose students reach it at `address`, HOST:PORT."""
+def replica_of(engine: Engine, address: str, now_s: float) -> pb.ReplicaStatus:
+    """Returns how a replica is.
+
+    Args:
+        engine: computes there.
+        address: where its students reach it, HOST:PORT.
+        now_s: seconds of the epoch.
+    """
     signals, load, passes = engine.signals, engine.load(), engine.signals.passes
     return pb.ReplicaStatus(
         address=address,
-        uptime_s=signals.clock() - signals.began_s,
+        uptime_s=now_s - signals.began_s,
         num_conversations=signals.num_conversations,
         queued_tokens=load.queued_tokens,
         queue_s=load.queue_s,

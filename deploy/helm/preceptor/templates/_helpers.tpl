@@ -89,6 +89,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ add1 (int64 .Values.service.port) }}-{{ include "preceptor.lastReplicaPort" . }}
 {{- end -}}
 
+{{/* Where the console is; empty: there is none. */}}
+{{- define "preceptor.consolePort" -}}
+{{- $config := include "preceptor.config" . | fromYaml -}}
+{{- if kindIs "map" $config.console -}}{{ int64 ($config.console.port | default 41480) }}{{- end -}}
+{{- end -}}
+
 {{/* What Ray's processes need before they start: services/teacher/environment.py, to the letter. */}}
 {{- define "preceptor.environment" -}}
 {{- $config := include "preceptor.config" . | fromYaml -}}

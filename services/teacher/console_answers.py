@@ -1,0 +1,74 @@
+"""The console's answers, made once for all who ask the same at about the same time.
+
+An answer with ten minutes of history takes longer to write down than to find, so that is done on a thread,
+one at a time, and the directory's event loop stays free for students.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from google.protobuf import json_format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from preceptor.v1 import status_pb2
+    from services.teacher.console_app import StatusSource
+    from services.teacher.gate import Pass
+
+__all__ = ["Answers"]
+
+_MAX_AGE_S = 0.5
+_MAX_KEPT = 64
+_STEP_S = 10
+
+
+@dataclass
+class _Answer:
+    made_s: float
+    text: asyncio.Future[bytes]
+
+
+class Answers:
+    """Answers with JSON.
+
+    Args:
+        source: of what is told.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, source: StatusSource, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._clock = clock
+        self._answers: OrderedDict[tuple[Pass | None, int], _Answer] = OrderedDict()
+        self._writing = asyncio.Lock()
+
+    async def answer(self, shown: Pass | None, history_s: int) -> bytes:
+        """Returns what a caller who was let in sees; at most half a second old.
+
+        Args:
+            shown: what it was let in with.
+            history_s: seconds of samples that it wants; it may get some more.
+        """
+        key = shown, -(-history_s // _STEP_S) * _STEP_S
+        answer = self._answers.get(key)
+        if answer is None or self._clock() - answer.made_s > _MAX_AGE_S:
+            # A task of its own: who asked first may go away before it is done.
+            answer = self._answers[key] = _Answer(self._clock(), asyncio.ensure_future(self._write(*key)))
+            self._answers.move_to_end(key)
+            while len(self._answers) > _MAX_KEPT:
+                self._answers.popitem(last=False)
+        return await asyncio.shield(answer.text)
+
+    async def _write(self, shown: Pass | None, history_s: int) -> bytes:
+        async with self._writing:
+            return await asyncio.to_thread(_json_of, self._source.answer(shown, history_s))
+
+
+def _json_of(status: status_pb2.GetStatusResponse) -> bytes:
+    return json_format.MessageToJson(status, preserving_proto_field_name=True, indent=None).encode()

@@ -1,0 +1,87 @@
+"""docs/debug.md: what it says of refusals, ends and NaN is what happens."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from preceptor.v1 import teacher_pb2 as pb
+from services.teacher.families import load_teacher
+from services.teacher.visit import End
+from student_client import InvalidMessageError, TeacherTalk
+from student_client.run import StudentRun
+from tests.charts import ROOT
+from tests.test_train_run import make_config
+from tests.toy import NUM_IDS
+from tests.toy_server import ToyServer
+from tests.toy_student import row_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PAGE = (ROOT / "docs" / "debug.md").read_text()
+
+
+@pytest.fixture
+def row_server(tmp_path: Path) -> Iterator[ToyServer]:
+    config = row_config(tmp_path)
+    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
+    server.start()
+    yield server
+    server.close()
+
+
+def chapter(title: str) -> str:
+    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_it_has_every_reason_for_a_refusal() -> None:
+    rows = [line.split("|")[1] for line in chapter("My run was refused").splitlines() if line[:1] == "|"]
+    named = " ".join(rows).replace(",", " ").split()
+    missing = {name.removeprefix("REASON_") for name, _ in pb.Reason.items()} - set(named)
+    assert missing == {"UNSPECIFIED"}
+
+
+def test_it_has_every_reason_why_a_conversation_ends() -> None:
+    page = chapter("The teacher restarts")
+    assert [end.value for end in End if f"`{end.value}`" not in page] == []
+
+
+@pytest.mark.parametrize("losses", [{"task": 1.0, "interact": 1.0}, {"task": 1.0, "grounded": 1.0}])
+def test_a_run_that_diverges_ends_with_the_codec_as_it_says(
+    losses: dict[str, float], tmp_path: Path, row_server: ToyServer
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("ids,label\n" + "".join(f"{number % NUM_IDS},{number % 2}\n" for number in range(60)))
+    optimizer = {"lr": 1e30}
+    run = StudentRun(make_config(table, row_server.address, losses=losses, optimizer=optimizer))
+    steps: list[float] = []
+    with pytest.raises(InvalidMessageError) as failed:
+        steps.extend(step["loss"] for step in run.train_epoch())
+    run.close()
+    assert math.isnan(steps[-1])
+    assert sum(map(math.isnan, steps)) == 1
+    assert f"InvalidMessageError: {failed.value}" in chapter("My loss is NaN")
+
+
+def test_states_that_are_nan_are_refused_as_it_says(row_server: ToyServer) -> None:
+    talk = TeacherTalk.connect(row_server.address, student_dim=6, message_dim=4, message_len=1)
+    with pytest.raises(InvalidMessageError) as failed:
+        talk(torch.full((2, 6), math.nan))
+    talk.close()
+    assert f"InvalidMessageError: {failed.value}" in chapter("My loss is NaN")
+
+
+def test_gradients_that_are_nan_stay_with_the_student(row_server: ToyServer) -> None:
+    talk = TeacherTalk.connect(row_server.address, student_dim=6, message_dim=4, message_len=1)
+    states = torch.randn(2, 6, requires_grad=True)
+    (talk(states).decoded.sum() * math.nan).backward()
+    assert states.grad is not None
+    assert states.grad.isnan().all()
+    assert all(each.grad is None or each.grad.isnan().all() for each in talk.parameters())
+    talk(torch.randn(2, 6))  # nothing was refused
+    talk.close()
