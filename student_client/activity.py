@@ -30,11 +30,16 @@ class Activity:
 
     Args:
         otherwise: says the same, as `latest` does, of what is not told here.
+        lingers_s: what has just ended is told for so long; it may begin again.
     """
 
-    def __init__(self, otherwise: Callable[[], tuple[str, float]] = lambda: ("", 0.0)) -> None:
+    def __init__(
+        self, otherwise: Callable[[], tuple[str, float]] = lambda: ("", 0.0), lingers_s: float = 0.0
+    ) -> None:
         self.otherwise = otherwise
+        self._lingers_s = lingers_s
         self._open: list[tuple[str, float]] = []
+        self._ended = ("", 0.0, 0.0)
 
     @contextmanager
     def now(self, text: str) -> Iterator[None]:
@@ -45,6 +50,7 @@ class Activity:
             yield
         finally:
             self._open.remove(entry)
+            self._ended = (*entry, time.monotonic())
 
     def over(self, text: str, items: Iterable[ItemT]) -> Iterator[ItemT]:
         """Yields the items; says that something is being done while the next one is waited for."""
@@ -60,11 +66,11 @@ class Activity:
     @property
     def latest(self) -> tuple[str, float]:
         """What was begun last and has not ended, and for how many seconds it has gone on; else no text."""
-        entries = self._open[-1:]
-        if not entries:
-            return self.otherwise()
-        ((text, start_s),) = entries
-        return text, time.monotonic() - start_s
+        now_s, entries = time.monotonic(), self._open[-1:]
+        for text, start_s in entries:
+            return text, now_s - start_s
+        text, start_s, end_s = self._ended
+        return (text, now_s - start_s) if now_s - end_s < self._lingers_s else self.otherwise()
 
 
 @contextmanager

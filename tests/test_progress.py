@@ -129,6 +129,10 @@ def test_the_latest_activity_that_goes_on_is_told() -> None:
         with activity.now("inner"):
             assert activity.latest[0] == "inner"
         assert activity.latest[0] == "outer"
+    lingering = Activity(lingers_s=PATIENCE_S)
+    with lingering.now("no room"):
+        pass
+    assert lingering.latest[0] == "no room"
     assert list(activity.over("reading", [1, 2])) == [1, 2]
     assert activity.latest == ("waiting for the teacher", 7.0)
 
