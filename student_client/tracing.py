@@ -10,6 +10,7 @@ have none, so gradients fall back on that of their turn.
 from __future__ import annotations
 
 import contextlib
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import context as contexts
@@ -27,6 +28,7 @@ __all__ = ["here", "stamp", "step", "traces_to", "turn"]
 ResultT = TypeVar("ResultT")
 
 _own: Tracing | None = None
+_asking: ContextVar[trace.Span | None] = ContextVar("asking", default=None)  # the span of the present turn
 
 
 @contextlib.contextmanager
@@ -103,8 +105,12 @@ def turn(
     )
 
     async def traced() -> ResultT:
-        with _within(span):
-            return await work()
+        token = _asking.set(span)
+        try:
+            with _within(span):
+                return await work()
+        finally:
+            _asking.reset(token)
 
     return traced()
 
@@ -123,15 +129,16 @@ def _within(span: trace.Span) -> Iterator[None]:
 
 
 def stamp(frame: pb.ConverseRequest, replica: str, conversation: str) -> None:
-    """Has a frame name the present span, if it is kept, and that span name who answers it.
+    """Has a turn's frame name the present span, if it is kept, and the turn's span who answers it.
 
     Args:
         frame: about to be sent.
         replica: HOST:PORT of where to.
         conversation: as the replica calls it.
     """
-    span = trace.get_current_span()
-    context = span.get_span_context()
-    if context.trace_flags.sampled:
+    context = trace.get_current_span().get_span_context()
+    if context.trace_flags.sampled and not frame.HasField("set_codec"):  # that may serve many turns
         frame.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
-        span.set_attributes({"preceptor.replica": replica, "preceptor.conversation": conversation})
+        span = _asking.get()
+        if span is not None:
+            span.set_attributes({"preceptor.replica": replica, "preceptor.conversation": conversation})

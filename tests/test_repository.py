@@ -33,6 +33,7 @@ EDGE = {
     "health_cli.py",
     "ingress.py",
     "local.py",
+    "ray_metrics.py",
 }
 
 

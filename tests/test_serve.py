@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import torch
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from benchmarks.teachers import free_port
 from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
@@ -26,6 +27,7 @@ from student_client.config import TrainConfig
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
 from tests.toy_frames import exchange, opening, set_codec
+from tests.toy_metrics import SPAN_ID, talk_until_told
 from tests.toy_server import RawStudent
 from tests.toy_service import (
     SERVING,
@@ -38,22 +40,18 @@ from tests.toy_service import (
     worst_difference,
 )
 from tests.toy_student import row_config
+from tests.toy_traces import spans_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from services.teacher.config import ServiceConfig
 
+__all__ = ["free_port"]
+
 pytestmark = pytest.mark.serve
 
 LOSSES = {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> ServiceConfig:
         drain_s=0.5,
         num_cpus=0.5,
         limits={"max_frame_bytes": 1 << 20, "max_unread_s": 5},
+        signals={"traces": str(tmp_path_factory.mktemp("spans") / "spans.jsonl"), "logs": "json"},
     )
 
 
@@ -73,7 +72,7 @@ def address(service: ServiceConfig) -> Iterator[str]:
     """A teacher on real Ray Serve; its Ray also runs the training."""
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ.update({"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"})
     with serving(service) as address:
         yield address
 
@@ -83,8 +82,7 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["ids", "label"])
-        writer.writerows([number % NUM_IDS, number % 2] for number in range(64))
+        writer.writerows([["ids", "label"], *([number % NUM_IDS, number % 2] for number in range(64))])
     return path
 
 
@@ -181,6 +179,16 @@ def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
         talk.close()
 
 
+def test_prometheus_finds_what_is_told_and_turns_have_spans(address: str, service: ServiceConfig) -> None:
+    talk_until_told(address, "measured")
+    spans = spans_in(Path(service.signals.traces or ""))
+    assert Counter(span.name for span in spans) == {"turn": 7, "queue": 6, "batch": 6, "compute": 6}
+    ((parent, replica),) = {
+        (span.parent, span.attributes["replica"]) for span in spans if span.name == "turn"
+    }
+    assert (parent, int(replica.rpartition(":")[2]) in replica_ports(service)) == (f"0x{SPAN_ID:016x}", True)
+
+
 def test_the_served_teacher_describes_itself(address: str) -> None:
     response = TeacherClient(address).describe()
     assert response.teacher.name == "rows"
@@ -231,9 +239,8 @@ def test_ray_train_gives_what_the_same_run_gives_without_ray(
 ) -> None:
     from student_client.train import train  # noqa: PLC0415 - after Ray's environment is set
 
-    monkeypatch.chdir(
-        table.parent
-    )  # a user's paths are relative, a worker's working directory is another one
+    # A user's paths are relative, a worker's working directory is another one.
+    monkeypatch.chdir(table.parent)
     config = make_config(Path(table.name), address)
     alone = StudentRun(config)
     while alone.epoch < config.epochs:

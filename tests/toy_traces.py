@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["SpanLine", "by_id", "spans_in"]
+__all__ = ["SpanLine", "by_id", "children", "spans_in"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,7 @@ def spans_in(*paths: Path) -> list[SpanLine]:
 
 def by_id(spans: Iterable[SpanLine]) -> dict[str | None, SpanLine]:
     return {span.id: span for span in spans}
+
+
+def children(spans: Iterable[SpanLine], parent: SpanLine) -> list[SpanLine]:
+    return [span for span in spans if span.parent == parent.id]

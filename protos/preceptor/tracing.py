@@ -22,7 +22,7 @@ from opentelemetry import trace
 from preceptor import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
@@ -171,40 +171,57 @@ class Tracing:
 
 
 def _exporter(target: str) -> SpanExporter:
+    """Returns what sends batches to a target, and says once that it can't."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: PLC0415 - optional
 
-    if target.startswith(_SCHEME):
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
-            OTLPSpanExporter,
-        )
+    send = _collector(target.removeprefix(_SCHEME)) if target.startswith(_SCHEME) else _file(Path(target))
 
-        endpoint = target.removeprefix(_SCHEME)
-        exporter: SpanExporter = OTLPSpanExporter(
-            endpoint=endpoint, insecure=True, timeout=_COLLECTOR_TIMEOUT_S
-        )
-        return exporter
-
-    class FileExporter(SpanExporter):
-        """Appends lines; the file is opened for each batch, so that it may be moved away."""
-
-        def __init__(self) -> None:
-            self._has_failed = False
-            self._resource = ""
+    class Exporter(SpanExporter):
+        _has_failed = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-            self._resource = self._resource or resource_json(spans[0].resource)
-            lines = "".join(f"{line_of(span, self._resource)}\n" for span in spans)
-            try:
-                _append(Path(target), lines.encode())
-            except OSError as error:
-                if not self._has_failed:
-                    logger.warning("traces: %s gets no spans: %s", target, error.strerror)
-                self._has_failed = True
-                return SpanExportResult.FAILURE
-            self._has_failed = False
-            return SpanExportResult.SUCCESS
+            problem = send(spans)
+            if problem and not self._has_failed:
+                logger.warning("traces: %s gets no spans: %s", target, problem)
+            self._has_failed = bool(problem)
+            return SpanExportResult.FAILURE if problem else SpanExportResult.SUCCESS
 
-    return FileExporter()
+    return Exporter()
+
+
+def _collector(address: str) -> Callable[[Sequence[ReadableSpan]], str]:
+    """Returns what sends spans to a collector, and why that failed; empty: it did not."""
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - optional
+        OTLPSpanExporter,
+    )
+    from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415
+
+    # It would tell of each batch anew.
+    logging.getLogger(f"{_EXPORTER}.exporter").setLevel(logging.CRITICAL)
+    exporter = OTLPSpanExporter(endpoint=address, insecure=True, timeout=_COLLECTOR_TIMEOUT_S)
+
+    def send(spans: Sequence[ReadableSpan]) -> str:
+        is_taken = exporter.export(spans) is SpanExportResult.SUCCESS
+        return "" if is_taken else "it does not answer, or does not take them"
+
+    return send
+
+
+def _file(path: Path) -> Callable[[Sequence[ReadableSpan]], str]:
+    """Returns the same for a file; it is opened for each batch, so that it may be moved away."""
+    resource = ""
+
+    def send(spans: Sequence[ReadableSpan]) -> str:
+        nonlocal resource
+        resource = resource or resource_json(spans[0].resource)
+        lines = "".join(f"{line_of(span, resource)}\n" for span in spans)
+        try:
+            _append(path, lines.encode())
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    return send
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -24,6 +24,9 @@ from services.teacher.environment import missing_variables, socket_address
 from services.teacher.gate import gate_of
 from services.teacher.ingress import restrict_listening, watch_replica
 from services.teacher.loading import load_engine
+from services.teacher.logs import write_logs_of
+from services.teacher.metrics import ReplicaMetrics
+from services.teacher.ray_metrics import MetricsPusher
 from services.teacher.servicer import TeacherServicer
 
 if TYPE_CHECKING:
@@ -69,10 +72,12 @@ class TeacherDeployment:
             )
         restrict_listening()
         write_audit_to(config.audit_log)
+        self._logs = write_logs_of(config)
         watch_replica(self._start_reporting, self._drain, config)
         self._config = config
         self._directory = directory
         self._reporter: Reporter | None = None
+        self._metrics: MetricsPusher | None = None
         gate = gate_of(config)
         self._engine = load_engine(config, gate)
         self._servicer = TeacherServicer(self._engine, config, gate)
@@ -115,7 +120,12 @@ class TeacherDeployment:
 
     def _start_reporting(self, port: int) -> None:
         host = ray.util.get_node_ip_address() if is_any(self._config.host) else self._config.host
-        address = socket_address(host, port)
+        address = self._logs.replica = socket_address(host, port)
+        if self._engine.signals.spans is not None:
+            self._engine.signals.spans.replica = address
+        if self._config.signals.metrics:
+            self._metrics = MetricsPusher(ReplicaMetrics(self._engine, self._config.name, address))
+            self._metrics.start()
         self._reporter = Reporter(lambda: self._servicer.report(address), self._send, self._servicer.learn)
         self._reporter.start()
 
@@ -130,6 +140,9 @@ class TeacherDeployment:
 
     def __del__(self) -> None:
         """Ends the compute thread; Serve calls this when a replica shuts down in good order."""
+        metrics = getattr(self, "_metrics", None)
+        if metrics is not None:
+            metrics.stop()
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.stop()

@@ -81,6 +81,7 @@ class Conversation:
     ) -> None:
         self.conversation_id = conversation_id
         self.signals = signals or engine.signals.conversation(conversation_id)
+        self._spans = self.signals.spans
         self._known_tenant = tenant
         self._charge = charge
         self._engine = engine
@@ -116,6 +117,8 @@ class Conversation:
 
     def receive(self, frame: pb.ConverseRequest) -> None:
         """Takes one frame; every answer, also to frames that can't be served, goes through `send`."""
+        if self._spans is not None:
+            self._spans.asked(frame)
         kind = frame.WhichOneof("frame")
         content = getattr(frame, kind) if kind else None
         version = content.version if isinstance(content, pb.SetCodec) else 0
@@ -290,3 +293,5 @@ class Conversation:
         """Sends a frame, of so many bytes where that is known: to find out takes as long as to write it."""
         self.signals.sent(answer.ByteSize() if num_bytes is None else num_bytes)
         self._write(answer)
+        if self._spans is not None:
+            self._spans.answered(answer)

@@ -24,6 +24,7 @@ from services.teacher.directory import Directory
 from services.teacher.environment import socket_address
 from services.teacher.gate import gate_of
 from services.teacher.health import SERVICE_NAME, add_health_to_server, answer_check
+from services.teacher.logs import write_logs_of
 from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class DirectoryDeployment:
         self._tls = config.tls
         self._gate = gate_of(config)
         write_audit_to(config.audit_log)
+        write_logs_of(config, "directory")
         self._directory = Directory()
         self._board = StatusBoard(config.name)
         self._server: grpc.aio.Server | None = None

@@ -138,6 +138,8 @@ class Engine:
             self._transfers.stop()
         if self.cache is not None:
             self.cache.close()
+        if self.signals.spans is not None:
+            self.signals.spans.close()
 
     def forward(self, turn: Turn) -> Future[ForwardResult]:
         """Admits a forward pass.

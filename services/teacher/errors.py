@@ -192,7 +192,8 @@ def failed_frame(
     failed = failure_of(error, turn=turn, codec_version=codec_version)
     if failed is not None:
         return failed
-    logger.error("conversation %s, turn %d failed", conversation_id, turn, exc_info=error)
+    where = {"conversation": conversation_id, "turn": turn}
+    logger.error("conversation %s, turn %d failed", *where.values(), exc_info=error, extra=where)
     return pb.Failed(
         turn=turn,
         codec_version=codec_version,

@@ -15,6 +15,7 @@ from services.teacher.families import load_teacher
 from services.teacher.graphs import GraphStore
 from services.teacher.observations import ObservationCache
 from services.teacher.scheduling import FairQueue
+from services.teacher.spans import spans_of
 from services.teacher.teaching import Teaching, batch_key
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def load_engine(config: ServiceConfig, gate: Gate | None = None) -> Engine:
         gate: knows the tenants' shares and limits; None: as the config says.
 
     Raises:
-        ValueError, OSError, ImportError: as in `load_teacher`.
+        ValueError, OSError, ImportError: as in `load_teacher`, or what traces need is not installed.
     """
     engine = build_engine(load_frozen(config), config, gate)
+    engine.signals.spans = spans_of(config)
     # A million objects of torch and transformers are here to stay; the collector need not look at them again
     # while turns wait.
     gc.collect()

@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "teacher": self._teacher,
-            "replica": self.replica,
+            "replica": getattr(record, "replica", self.replica),
             "conversation": getattr(record, "conversation", None),
             "turn": getattr(record, "turn", None),
         }

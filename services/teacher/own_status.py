@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from services.teacher.engine import Engine
     from services.teacher.gate import Gate, Pass
 
-__all__ = ["OwnStatus"]
+__all__ = ["OwnStatus", "replica_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,32 +110,10 @@ class OwnStatus:
         now_s, signals = self._clock(), self._engine.signals
         return pb.GetStatusResponse(
             time_s=now_s,
-            replicas=[self._replica(now_s)],
+            replicas=[replica_of(self._engine, self._address)],
             tenants=self._tenants(now_s),
             conversations=signals.conversations(),
             refusals=signals.refusals(),
-        )
-
-    def _replica(self, now_s: float) -> pb.ReplicaStatus:
-        engine, load, passes = self._engine, self._engine.load(), self._engine.signals.passes
-        return pb.ReplicaStatus(
-            address=self._address,
-            uptime_s=now_s - engine.signals.began_s,
-            num_conversations=engine.signals.num_conversations,
-            queued_tokens=load.queued_tokens,
-            queue_s=load.queue_s,
-            tokens_per_s=load.tokens_per_s,
-            busy_share=load.busy_share,
-            num_passes=passes.num_passes,
-            num_computed=passes.num_computed,
-            num_tenants_in_passes=passes.num_tenants_in_passes,
-            num_retained=passes.num_retained,
-            num_recomputed=passes.num_recomputed,
-            retained_bytes=load.retained_bytes,
-            num_cached_rows=passes.num_cached_rows,
-            num_read_rows=passes.num_read_rows,
-            cache_bytes=0 if engine.cache is None else engine.cache.num_bytes,
-            memory_bytes=_memory_bytes(engine.teacher.device),
         )
 
     def _tenants(self, now_s: float) -> list[pb.TenantStatus]:
@@ -160,6 +138,30 @@ class OwnStatus:
                 )
             )
         return tenants
+
+
+def replica_of(engine: Engine, address: str) -> pb.ReplicaStatus:
+    """Returns how a replica is whose students reach it at `address`, HOST:PORT."""
+    signals, load, passes = engine.signals, engine.load(), engine.signals.passes
+    return pb.ReplicaStatus(
+        address=address,
+        uptime_s=signals.clock() - signals.began_s,
+        num_conversations=signals.num_conversations,
+        queued_tokens=load.queued_tokens,
+        queue_s=load.queue_s,
+        tokens_per_s=load.tokens_per_s,
+        busy_share=load.busy_share,
+        num_passes=passes.num_passes,
+        num_computed=passes.num_computed,
+        num_tenants_in_passes=passes.num_tenants_in_passes,
+        num_retained=passes.num_retained,
+        num_recomputed=passes.num_recomputed,
+        retained_bytes=load.retained_bytes,
+        num_cached_rows=passes.num_cached_rows,
+        num_read_rows=passes.num_read_rows,
+        cache_bytes=0 if engine.cache is None else engine.cache.num_bytes,
+        memory_bytes=_memory_bytes(engine.teacher.device),
+    )
 
 
 def _memory_bytes(device: torch.device) -> int:

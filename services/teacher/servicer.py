@@ -189,9 +189,9 @@ class TeacherServicer:
             await conversation.settle()
         except Exception as error:  # noqa: BLE001 - the stream broke, or its bytes are no frame
             # A line and no more: students can do this as often as they like.
-            logger.warning(
-                "conversation %s: the stream broke: %s", conversation.conversation_id, type(error).__name__
-            )
+            where = {"conversation": conversation.conversation_id}
+            kind = type(error).__name__
+            logger.warning("conversation %s: the stream broke: %s", *where.values(), kind, extra=where)
             failed = failure_of(ProtocolError("frame: got bytes that are none, expected a ConverseRequest"))
             visit.tell(pb.ConverseResponse(failed=failed))
         finally:
@@ -234,7 +234,8 @@ class TeacherServicer:
                 if self._gate is not None:
                     await self._gate.look()
         except Exception:  # who can't be watched is not let go on
-            logger.exception("conversation %s can't be watched", visit.conversation.conversation_id)
+            where = {"conversation": visit.conversation.conversation_id}
+            logger.exception("conversation %s can't be watched", *where.values(), extra=where)
             visit.end = End.DENIED
         visit.tell(notice_of(visit.end))
         end_by(reading, loop.time())

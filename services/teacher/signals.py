@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from preceptor.v1 import teacher_pb2 as teacher
+    from services.teacher.spans import ReplicaSpans
 
 __all__ = [
     "MAX_TENANTS",
@@ -49,9 +50,11 @@ class ConversationSignals:
         tenant: whose it is; empty as long as nobody has said so.
         counts: what was done in it.
         tally: what was asked for in it.
+        spans: make those of its turns, if there are to be any.
     """
 
     def __init__(self, signals: Signals, conversation_id: str, peer: str) -> None:
+        self.spans = None if signals.spans is None else signals.spans.conversation(conversation_id)
         self.conversation_id = conversation_id
         self.peer = peer
         self.tenant = ""
@@ -127,9 +130,11 @@ class Signals:
         passes: what the teacher computed.
         began_s: when it began to count.
         clock: see above.
+        spans: make those of turns that are traced, if there are to be any; closed with the engine.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.spans: ReplicaSpans | None = None
         self.passes = PassSignals()
         self.began_s = clock()
         self.clock = clock

@@ -17,7 +17,7 @@ __all__ = ["SignalsConfig"]
 class SignalsConfig(BaseModel):
     """What a service tells of itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     metrics: bool = Field(default=True, description="Whether Ray's metrics ports tell of the replicas.")
     traces: str | None = Field(
