@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path  # noqa: TC003 - typer reads the annotation at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from google.protobuf.json_format import MessageToDict
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from preceptor.cli import (
     EXIT_BUSY,
@@ -33,13 +34,18 @@ from student_client.client_cli import (
     client_of,
     told_errors,
 )
+from student_client.progress import RunProgress, progress_of
 from student_client.times_table import times_table
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from student_client.config import TrainConfig
     from student_client.train import TrainResult
 
 __all__ = ["describe", "train"]
+
+_PERIOD_S = 0.2
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -121,31 +127,40 @@ def train(
 def _run(settings: TrainConfig, *, fresh: str | bool) -> TrainResult:
     """Trains with a progress bar; mistakes are told before Ray is started, if it can be told without."""
     from student_client.cluster import check_resources, check_token
-    from student_client.train import check, check_folder, local_ray
+    from student_client.train import check_folder, local_ray
     from student_client.train import train as run_training
 
     check_folder(settings, fresh=fresh)
     if not settings.data.stream:
-        check(settings)
-    with local_ray() as is_own, _progress(settings) as progress:
+        _check(settings)
+    with local_ray() as is_own, progress_of(settings) as progress:
         if is_own:
             check_resources(settings)
         else:
             check_token(settings)
-        task = progress.add_task(settings.name, total=None, note="starting")
-        notes = {"steps": "", "epoch": ""}
+        shown = RunProgress(progress, settings.name)
+        return run_training(settings, fresh=fresh, checked=not settings.data.stream, on_progress=shown.take)
 
-        def show(line: dict[str, Any]) -> None:
-            if line["kind"] == "failed":
-                console.print(f"a worker failed at step {line['step']}: {line['error']}", markup=False)
-            if line["kind"] == "advice":
-                console.print(f"warning: {line['message']}", style="yellow", markup=False, highlight=False)
-            if line["kind"] in notes:
-                notes[line["kind"]] = _note(line)
-                note = ", ".join(filter(None, notes.values()))
-                progress.update(task, completed=line["step"], total=line["num_steps"], note=note)
 
-        return run_training(settings, fresh=fresh, checked=not settings.data.stream, on_progress=show)
+def _check(settings: TrainConfig) -> None:
+    """Finds mistakes before Ray is started; says what it is at while that takes long."""
+    from student_client.activity import Activity
+    from student_client.train import check
+
+    activity, is_over = Activity(), threading.Event()
+
+    def tell(status: Status) -> None:
+        while not is_over.wait(_PERIOD_S):
+            status.update(Text(activity.latest[0] or "looking through the config"))
+
+    with console.status("looking through the config") as status:
+        thread = threading.Thread(target=tell, args=(status,), daemon=True)
+        thread.start()
+        try:
+            check(settings, activity)
+        finally:
+            is_over.set()
+            thread.join()
 
 
 def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> dict[str, Any]:
@@ -170,22 +185,6 @@ def _load(path: Path, overrides: dict[str, Any]) -> TrainConfig:
 
     with config_errors(path):
         return TrainConfig.load(path, overrides)
-
-
-def _progress(settings: TrainConfig) -> Progress:
-    what = "against " + settings.teacher.address if settings.teacher else "alone"
-    console.print(f"training [bold]{settings.name}[/] {what}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
-
-
-def _note(line: dict[str, Any]) -> str:
-    if line["kind"] == "epoch":
-        return f"valid {line['metric']} {line['valid']:.3f}"
-    return (
-        f"loss {line['losses']['loss']:.3f}, {line['examples_per_s']:.0f} examples/s, "
-        f"{line['waiting_share']:.0%} waiting for the teacher"
-    )
 
 
 def _print_result(result: TrainResult, *, as_json: bool) -> None:

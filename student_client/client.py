@@ -198,8 +198,8 @@ class ConversationHandle:
         blocked_s = self._waiting.blocked_s
         if not blocked_s:
             return "", 0.0
-        text, seconds = self._conversation.obstacles.latest if self._conversation else ("", 0.0)
-        return (text, seconds) if text else ("waiting for the teacher", blocked_s)
+        text = self._conversation.obstacles.latest[0] if self._conversation else ""
+        return text or "waiting for the teacher", blocked_s
 
     @property
     def num_reconnects(self) -> int:

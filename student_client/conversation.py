@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 _REPLAYED = (pb.REASON_TURN_UNKNOWN, pb.REASON_CODEC_UNKNOWN)
+_LINGERS_S = 1.0  # between the attempts at one turn
 _MAX_SEARCH_PAUSE_S = 1.0  # a replica that came back is found again soon
 
 # Its own generator: what the network does must not change the random numbers of the training loop.
@@ -79,7 +80,7 @@ class Conversation:
         self._search_problem: TeacherError = self._not_opened("")
         self._full = Journey()  # while no replica had room for the conversation
         self.num_reconnects = -1  # the first stream is none
-        self.obstacles = Activity()
+        self.obstacles = Activity(lingers_s=_LINGERS_S)
 
     async def forward(self, turn: Turn, journey: Journey | None = None) -> ForwardAnswer:
         """Sends an Exchange or Observe until it is answered; `journey` is told how it goes.
@@ -174,11 +175,12 @@ class Conversation:
 
     @contextlib.contextmanager
     def _obstacle(self, problem: TeacherError, journey: Journey) -> Iterator[None]:
-        """Tells whoever looks why nothing is sent while open, and the journey if there is no room."""
-        is_full = isinstance(problem, OverloadedError)
+        """Tells whoever looks, and the journey, that there is no room, if so, while open."""
+        if not isinstance(problem, OverloadedError):
+            yield
+            return
         when = f"; again in {problem.retry_after_s:.1f} s" if problem.retry_after_s else ""
-        text = f"no room at the teacher: {problem}{when}" if is_full else f"trying again: {problem}"
-        with self.obstacles.now(text), journey.without_room() if is_full else contextlib.nullcontext():
+        with self.obstacles.now(f"no room at the teacher: {problem}{when}"), journey.without_room():
             yield
 
     async def _open_stream(self) -> Stream | None:

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from student_client.frames import TeacherInputs
     from student_client.student_config import StudentConfig
 
-__all__ = ["Batch", "DataError", "ExampleSource", "Examples", "Splits", "hash_words", "load_splits"]
+__all__ = [
+    "Batch",
+    "DataError",
+    "ExampleSource",
+    "Examples",
+    "Splits",
+    "check_enough",
+    "hash_words",
+    "load_splits",
+]
 
 
 @dataclass(frozen=True)
@@ -266,3 +275,15 @@ def examples_of(rows: Sequence[dict[str, Any]], preparation: Preparation) -> Exa
     student, labels = preparation.prepare(columns)
     texts = preparation.teacher_texts(columns)
     return Examples(student, None if texts is None else tuple(texts), labels, preparation.teacher_names)
+
+
+def check_enough(num_examples: int, num_workers: int) -> None:
+    """Makes sure that there is an example for each worker.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if num_examples < num_workers:
+        raise ValueError(
+            f"data.train: got {num_examples} examples, expected at least {num_workers}, one a worker"
+        )

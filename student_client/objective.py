@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_client.activity import Activity
 from student_client.preparation import IGNORED
 from student_client.students import logits_of
 from student_client.talking import TalkingLosses, connect
@@ -147,7 +148,11 @@ def num_tokens(labels: Tensor) -> int:
 
 
 def build_objective(
-    config: TrainConfig, student: nn.Module, example: Batch, patience_s: float = 0.0
+    config: TrainConfig,
+    student: nn.Module,
+    example: Batch,
+    patience_s: float = 0.0,
+    activity: Activity | None = None,
 ) -> Objective:
     """Builds what a student is trained by, with the conversation that fits it and its teacher.
 
@@ -156,6 +161,7 @@ def build_objective(
         student: the model that is trained.
         example: some examples; the student runs on them once to see how wide its states are.
         patience_s: seconds to go on asking a teacher that does not answer.
+        activity: is told that it is asked.
 
     Raises:
         ValueError: the states that are talked about differ in width.
@@ -164,15 +170,17 @@ def build_objective(
     taps = Taps(student, tapped(config.student))
     if config.teacher is None or not config.losses.needs_teacher:
         return Objective(config, student, taps, None)
-    talking = connect(
-        config.teacher,
-        config.losses,
-        config.talk,
-        student_dim=state_width(student, taps, tapped(config.student), example.student),
-        taps=taps,
-        tenant=config.name,
-        patience_s=patience_s,
-    )
+    student_dim = state_width(student, taps, tapped(config.student), example.student)
+    with (activity or Activity()).now(f"connecting to {config.teacher.address}"):
+        talking = connect(
+            config.teacher,
+            config.losses,
+            config.talk,
+            student_dim=student_dim,
+            taps=taps,
+            tenant=config.name,
+            patience_s=patience_s,
+        )
     return Objective(config, student, taps, talking)
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from student_client import tracing
+from student_client.activity import Activity
 from student_client.checkpoints import ResumeError
-from student_client.data import load_splits
+from student_client.data import check_enough, load_splits
 from student_client.evaluation import evaluate
 from student_client.objective import Objective, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
@@ -50,6 +51,7 @@ class StudentRun:
         sum_over_workers: adds a number up over all workers.
         patience_s: seconds to go on asking a teacher that does not answer at first.
         clock: seconds that only grow.
+        activity: is told of what takes a while, for people who watch.
 
     Attributes:
         epoch: epochs done.
@@ -73,15 +75,18 @@ class StudentRun:
         sum_over_workers: Callable[[float], float] = lambda number: number,
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
+        activity: Activity | None = None,
     ) -> None:
         self.config = config
         self.metric = "rmse" if config.data.task == "regression" else "accuracy"
         self.epoch = 0
         self.last_valid = math.nan
-        self.splits = load_splits(config.data, config.student)
-        _check_enough(len(self.splits.train), world_size)
-        self._rank = rank
-        self._world_size = world_size
+        self._activity = activity or Activity()
+        with self._activity.now("reading data"):
+            self.splits = load_splits(config.data, config.student)
+            check_enough(len(self.splits.train), world_size)
+            self.example = self.splits.train.example()
+        self._rank, self._world_size = rank, world_size
         self._sum_over_workers = sum_over_workers
         self._batches_done = 0  # of the epoch that is under way
         torch.manual_seed(config.seed)
@@ -91,8 +96,7 @@ class StudentRun:
             task=config.data.task,
             python_path=config.python_path,
         )
-        self.example = self.splits.train.example()
-        self.objective: Objective = build_objective(config, student, self.example, patience_s)
+        self.objective: Objective = build_objective(config, student, self.example, patience_s, self._activity)
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device
@@ -134,6 +138,7 @@ class StudentRun:
             world_size=self._world_size,
             first_batch=self._batches_done,
         )
+        batches = self._activity.over("reading data", batches)
         for batch, ahead in itertools.pairwise(itertools.chain(batches, [None])):
             if batch is not None:  # None is only ahead of the last one
                 losses = self._step(batch, ahead)
@@ -203,7 +208,8 @@ class StudentRun:
 
     def evaluate(self, examples: ExampleSource) -> float:
         """Returns the student's accuracy (0 to 1) or root mean squared error; it is alone."""
-        return evaluate(self.objective, examples, self.metric, self._device)
+        with self._activity.now("evaluating the student"):
+            return evaluate(self.objective, examples, self.metric, self._device)
 
     def finish(self) -> dict[str, Any]:
         """Gives the student the weights that are the result and returns what they are worth."""
@@ -290,10 +296,3 @@ class _Size:
 
     rows: int
     tokens: float
-
-
-def _check_enough(num_examples: int, world_size: int) -> None:
-    if num_examples < world_size:
-        raise ValueError(
-            f"data.train: got {num_examples} examples, expected at least {world_size}, one a worker"
-        )

@@ -30,7 +30,7 @@ _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 _MISTAKE = "a mistake in what was sent; the message names the field"
 _BY_ITSELF = "nothing: the client sends it again by itself"
-_ADVICE = {
+_ADVICE: dict[int, str] = {
     teacher.REASON_PROTOCOL_VIOLATION: _MISTAKE,
     teacher.REASON_FIELD_INVALID: _MISTAKE,
     teacher.REASON_TENSOR_INVALID: _MISTAKE,
@@ -152,7 +152,7 @@ def shares(status: pb.GetStatusResponse) -> dict[str, Share]:
     }
 
 
-def advice_on(reason: teacher.Reason) -> str:
+def advice_on(reason: int) -> str:
     """Returns what to do about a refusal."""
     return _ADVICE.get(reason, "the message says more")
 

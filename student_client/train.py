@@ -24,6 +24,7 @@ from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from preceptor.local_ray import connected_ray
+from student_client.activity import forget_activities, longest_activity
 from student_client.checkpoints import ResumeError
 from student_client.clearing import clear_run
 from student_client.cluster import resources_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from student_client.activity import Activity
     from student_client.config import TrainConfig
     from student_client.errors import TeacherError
 
@@ -105,7 +107,8 @@ def train(
         fresh: whether the files of an earlier run of this name are deleted first; if not, it is resumed. A
             text names the wish: they are deleted once, however often the run is started with it.
         checked: whether `check_folder` and `check` have passed it already.
-        on_progress: called in this thread with each new line of the run's `metrics.jsonl`.
+        on_progress: called in this thread with each new line of the run's `metrics.jsonl`, and with one of
+            kind "doing" while a worker does something that takes long: its "text", "worker" and "seconds".
 
     Raises:
         ValueError: the data or the student are not what the config says.
@@ -131,21 +134,37 @@ def _train(config: TrainConfig, on_progress: Callable[[dict[str, Any]], None] | 
     metrics = folder / METRICS_FILE
     _, position = read_new_lines(metrics, 0)
     start_s = time.monotonic()
+    doing = ""
+    forget_activities(folder)
     outcome: list[BaseException | None] = []
     thread = threading.Thread(target=_fit, args=(config, outcome), name=f"train-{config.name}", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_POLL_S)
         lines, position = read_new_lines(metrics, position)
-        for line in lines if on_progress else ():
-            on_progress(line)  # type: ignore[misc]
+        if on_progress is not None:
+            doing = _tell_doing(folder, doing, on_progress)
+            for line in lines:
+                on_progress(line)
+    forget_activities(folder)
     if outcome[0] is not None:
         raise _error_of(config.name, outcome[0]) from outcome[0]
     facts = json.loads((folder / RESULT_FILE).read_text())
     return TrainResult(config.name, folder, {**facts, "seconds": time.monotonic() - start_s})
 
 
-def check(config: TrainConfig) -> None:
+def _tell_doing(folder: Path, told: str, on_progress: Callable[[dict[str, Any]], None]) -> str:
+    """Tells what a worker does that takes long, while it does; returns what is told now."""
+    doing = longest_activity(folder)
+    if doing is not None:
+        seconds = max(time.time() - doing["since_s"], 0.0)
+        on_progress({"kind": "doing", "text": doing["text"], "worker": doing["worker"], "seconds": seconds})
+    elif told:
+        on_progress({"kind": "doing", "text": "", "worker": 0, "seconds": 0.0})
+    return "" if doing is None else doing["text"]
+
+
+def check(config: TrainConfig, activity: Activity | None = None) -> None:
     """Builds the run on this machine, so that a mistake is told before anything is started.
 
     Raises:
@@ -154,7 +173,7 @@ def check(config: TrainConfig) -> None:
     """
     config.tracking.check_installed()
     with torch.random.fork_rng():
-        StudentRun(config, world_size=config.worker_range[1]).close()
+        StudentRun(config, world_size=config.worker_range[1], activity=activity).close()
 
 
 def check_folder(config: TrainConfig, *, fresh: str | bool = False) -> None:

@@ -12,6 +12,7 @@ from ray import train as ray_train
 from ray.train.torch import prepare_model
 from safetensors.torch import save_file
 
+from student_client.activity import Activity, told_in
 from student_client.advice import WaitingAdvice
 from student_client.checkpoints import Checkpoints
 from student_client.config import TrainConfig
@@ -47,11 +48,15 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     context = ray_train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.num_threads)
-    with traces_to(config.tracking.traces, run=config.name, worker=str(rank)):
-        _train_worker(config, rank, world_size)
+    activity = Activity()
+    with (
+        traces_to(config.tracking.traces, run=config.name, worker=str(rank)),
+        told_in(config.folder, rank, lambda: activity.latest),
+    ):
+        _train_worker(config, rank, world_size, activity)
 
 
-def _train_worker(config: TrainConfig, rank: int, world_size: int) -> None:
+def _train_worker(config: TrainConfig, rank: int, world_size: int, activity: Activity) -> None:
     run = StudentRun(
         config,
         rank=rank,
@@ -61,7 +66,11 @@ def _train_worker(config: TrainConfig, rank: int, world_size: int) -> None:
         # It answered when the run was started, so if it is away now it is expected back.
         patience_s=config.teacher.options.deadline_s if config.teacher else 0.0,
         sum_over_workers=_sum_over_workers if world_size > 1 else float,
+        activity=activity,
     )
+    if run.objective.talk is not None:
+        conversation = run.objective.talk.conversation
+        activity.otherwise = lambda: conversation.waits_for
     try:
         checkpoints = Checkpoints(config.folder, config_digest(config), rank=rank, world_size=world_size)
         state = checkpoints.load()
@@ -69,7 +78,7 @@ def _train_worker(config: TrainConfig, rank: int, world_size: int) -> None:
             run.load_state(state)
         watch = _Watch(run, checkpoints.passed_over) if rank == 0 else None
         try:
-            _train(run, watch, checkpoints)
+            _train(run, watch, checkpoints, activity)
         except BaseException as error:
             if watch is not None:
                 watch.fail(error)
@@ -175,7 +184,7 @@ def _means(losses: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(each[name] for each in losses) / len(losses) for name in losses[-1]}
 
 
-def _train(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> None:
+def _train(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints, activity: Activity) -> None:
     config = run.config
     while run.epoch < config.epochs:
         steps: list[dict[str, float]] = []
@@ -186,14 +195,16 @@ def _train(run: StudentRun, watch: _Watch | None, checkpoints: Checkpoints) -> N
                 num_told = _tell(run, watch, steps, num_told)
             every = config.checkpoint_every_steps
             if every is not None and run.step % every == 0 and run.step % run.steps_per_epoch:
-                _save(run, watch, checkpoints)
+                with activity.now("writing a checkpoint"):
+                    _save(run, watch, checkpoints)
         if num_told < len(steps):
             _tell(run, watch, steps, num_told)
         times = run.pace.epoch()
         if watch is not None and steps:
             watch.epoch(steps, times)
         if run.epoch % config.checkpoint_every_epochs == 0 or run.epoch == config.epochs:
-            _save(run, watch, checkpoints)
+            with activity.now("writing a checkpoint"):
+                _save(run, watch, checkpoints)
     facts = run.finish()  # puts the best weights in the place of the last ones
     if watch is not None:
         watch.finish(facts)

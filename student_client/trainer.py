@@ -13,15 +13,18 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
+from student_client.advice import WaitingAdvice
 from student_client.config import LossWeights, TalkConfig, TeacherConfig
 from student_client.talking import TalkingLosses, connect
 from student_client.taps import Taps
 from student_client.trainer_hooks import TEACHER_KEY, TalkingHooks, TeacherCollator
+from student_client.trainer_pace import TalkingCallback
 from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -98,7 +101,10 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         )
         self._hooks = TalkingHooks(self.talking, self._taps, talking.losses, talking.mask)
         self.data_collator: Any = TeacherCollator(self.data_collator, talking.teacher_inputs)
-        self.add_callback(_Push(self.talking))
+        self._times = TalkingCallback(
+            self.talking.talk, WaitingAdvice(teacher.address, talking.talk, reads_ahead=False)
+        )
+        self.add_callback(self._times)
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Trains; see `transformers.Trainer.train`.
@@ -168,10 +174,16 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return is_of_rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the parts of the training loss too, `loss_interact` and so on, unweighted."""
+        """Logs the parts of the training loss too, `loss_interact` and so on, and those of a step's time."""
         if "loss" in logs:
             logs.update(self._hooks.means())
+            logs.update(self._times.logs(self._mean))
         super().log(logs, start_time)
+
+    def _mean(self, number: float) -> float:
+        if self.args.world_size == 1:
+            return number
+        return float(self.accelerator.gather(torch.tensor([number], device=self.args.device)).mean())
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
@@ -271,13 +283,3 @@ def _hidden_size(model: nn.Module) -> int:
             "talking.student_dim: got null, expected the width of the states: model.config has no hidden_size"
         )
     return size
-
-
-class _Push(TrainerCallback):  # type: ignore[misc]
-    """Sends the codec while the model goes on."""
-
-    def __init__(self, talking: TalkingLosses) -> None:
-        self._talking = talking
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self._talking.talk.push_codec()

@@ -48,7 +48,7 @@ def test_a_shell_gets_what_a_ray_needs(tmp_path: Path) -> None:
 def test_help_teaches_each_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    assert all(command in result.output for command in ("serve", "describe", "train"))
+    assert all(command in result.output for command in ("serve", "describe", "status", "train"))
     for command in ("serve", "environment", "describe", "train"):
         assert run(command, "--help").exit_code == 0
 

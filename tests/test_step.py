@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from services.teacher.families import load_teacher
 from student_client import Compression, WireType
-from student_client.cli import _note
 from student_client.config import TalkConfig
+from student_client.progress import note_of
 from student_client.run import StudentRun
 from tests.test_train_run import ALL_LOSSES, losses_of, make_config
 from tests.toy import NUM_IDS
@@ -147,8 +147,8 @@ def test_the_share_of_waiting_is_told(table: Path, row_server: ToyServer) -> Non
     assert facts["waiting_share"] == run.pace.waiting_share
     assert json.loads(json.dumps(facts)) == facts
     steps = {"kind": "steps", "losses": {"loss": 1.0}, "examples_per_s": 20.4, "waiting_share": 0.251}
-    assert _note(steps) == "loss 1.000, 20 examples/s, 25% waiting for the teacher"
-    assert _note({"kind": "epoch", "metric": "accuracy", "valid": 0.5}) == "valid accuracy 0.500"
+    assert note_of(steps) == "loss 1.000, 20 examples/s, 25% waiting for the teacher"
+    assert note_of({"kind": "epoch", "metric": "accuracy", "valid": 0.5}) == "valid accuracy 0.500"
     run.close()
     alone = StudentRun(make_config(table, None))
     list(alone.train_epoch())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["pool", "row_server", "table"]
 
 HELD_S = 0.3
+PATIENCE_S = 30.0
 Span = tuple[float, float]
 
 
@@ -156,20 +158,23 @@ def test_turns_that_a_full_queue_refuses_show_as_queue_and_say_why_they_wait(
     start_server: Callable[..., ToyServer], connect: Callable[..., TeacherTalk], pool: ThreadPoolExecutor
 ) -> None:
     server = start_server(max_queued_tokens=1)
-    pending = _fill(server, connect(server.address), pool)
     talk = connect(server.address)
+    talk(_states())
+    server.queue.await_arrivals()
+    pending = _fill(server, connect(server.address), pool)
+    before = talk.conversation.times
     refused = pool.submit(talk, _states())
     server.queue.await_refusals(2)
-    texts = set[str]()
-    while not any("no room at the teacher: the teacher's queue" in text for text in texts):
-        texts.add(talk.conversation.waits_for[0])
-    assert any("again in" in text for text in texts)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while "no room" not in (text := talk.conversation.waits_for[0]):
+        assert time.monotonic() < deadline_s, "it never says so"
+        time.sleep(0.01)
+    (asked_s,) = re.findall(r"^no room at the teacher: the teacher's queue: .*; again in ([\d.]+) s$", text)
     server.queue.gate.set()
     refused.result(60)
     for each in pending:
         each.result(60)
-    times = talk.conversation.times
-    assert times.queue_s > times.wire_s
+    assert (talk.conversation.times - before).queue_s > 0.9 * float(asked_s) - 0.05
     assert talk.conversation.waits_for == ("", 0.0)
 
 

@@ -100,6 +100,9 @@ def test_it_trains_model_and_codec_and_leaves_the_model_alone(
     assert [name for name, p in trainer.talking.named_parameters() if torch.equal(p, before[name])] == []
     assert set(dict(trainer.model.named_parameters())) == names
     assert logged(trainer, "loss_interact")
+    parts = [logged(trainer, name) for name in ("student_s", "wire_s", "queue_s", "teacher_s")]
+    assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(logged(trainer, "step_s"))
+    assert all(0 < share < 1 for share in logged(trainer, "waiting_share"))
     assert logged(trainer, "loss_grounded")
     assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
     assert trainer.predict(rows_of(folder)).predictions.shape == (8, 2)
