@@ -34,6 +34,7 @@ from tests.toy_service import (
     kill_replica,
     listeners,
     status_of,
+    status_told,
     worst_difference,
 )
 from tests.toy_student import row_config
@@ -149,6 +150,33 @@ def test_conversations_are_spread_over_the_replicas(address: str) -> None:
     for talk in talks:
         talk(torch.randn(2, 6))
     await_replicas(address, lambda found: list(found.values()) == [2, 2])
+    for talk in talks:
+        talk.close()
+
+
+def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
+    talks = [
+        TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1, tenant=name)
+        for name in "ab"
+    ]
+    for talk in talks:
+        torch.autograd.backward(talk(torch.randn(2, 6)).decoded.sum())
+    target = address.removeprefix("preceptor://")
+    deadline_s = time.monotonic() + 30
+    while True:  # replicas tell it each second, and it takes a sample every two
+        status = status_told(target, history_s=60)
+        turns = {each.name: each.num_turns for each in status.tenants if each.name in "ab"}
+        sampled = {each.name for sample in status.history for each in sample.tenants}
+        if turns == {"a": 2, "b": 2} and {"a", "b"} <= sampled:
+            break
+        assert time.monotonic() < deadline_s, status
+        time.sleep(0.2)
+    assert len(status.replicas) == 2
+    for replica in status.replicas:
+        assert replica.num_passes > 0
+        (own,) = status_told(replica.address).replicas
+        assert own.address == replica.address
+    assert {each.tenant: each.replica for each in status.conversations}.keys() >= {"a", "b"}
     for talk in talks:
         talk.close()
 

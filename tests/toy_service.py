@@ -13,6 +13,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from preceptor.v1 import teacher_pb2 as pb
+from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse
+from preceptor.v1.status_pb2_grpc import StatusServiceStub
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.run import StudentRun
 
@@ -29,6 +31,7 @@ __all__ = [
     "kill_replica",
     "listeners",
     "status_of",
+    "status_told",
     "worst_difference",
 ]
 
@@ -43,6 +46,16 @@ def status_of(address: str, service: str = "") -> int:
         stub: Any = HealthStub(channel)
         response: HealthCheckResponse = stub.Check(HealthCheckRequest(service=service), timeout=10)
     return response.status
+
+
+def status_told(address: str, token: str | None = None, history_s: int = 0) -> GetStatusResponse:
+    """Asks a port how its service is."""
+    metadata = [("authorization", f"Bearer {token}")] if token else ()
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = StatusServiceStub(channel)  # type: ignore[no-untyped-call]
+        request = GetStatusRequest(history_s=history_s)
+        response: GetStatusResponse = stub.GetStatus(request, timeout=30, metadata=metadata)
+    return response
 
 
 def listeners(port: int) -> list[Any]:

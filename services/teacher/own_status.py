@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import time
@@ -13,11 +15,10 @@ import torch
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.environment import socket_address
 from services.teacher.history import SAMPLE_PERIOD_S
-from services.teacher.signals import UNKNOWN
 from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from preceptor.v1.teacher_pb2 import Reason
     from services.teacher.config import ServiceConfig
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from services.teacher.gate import Gate, Pass
 
 __all__ = ["OwnStatus"]
+
+logger = logging.getLogger(__name__)
 
 _REPORT_PERIOD_S = 1.0
 
@@ -37,9 +40,6 @@ class OwnStatus:
         config: the operator's.
         gate: knows the tenants' shares; None: as the config says.
         clock: seconds of the epoch.
-
-    Attributes:
-        address: HOST:PORT of the replica.
     """
 
     def __init__(
@@ -49,28 +49,37 @@ class OwnStatus:
         gate: Gate | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.address = socket_address(config.host, config.port)
         self._engine = engine
         self._weights: Mapping[str, float] = config.engine.tenant_weights if gate is None else gate.weights
         self._clock = clock
-        self._board = StatusBoard(config.name, clock)
+        self._teacher = config.name
         self._reported_s = self._looked_s = 0.0
-        self.look()
+        self._has_failed = False
+        self._begin(socket_address(config.host, config.port))
 
-    def report(self) -> bytes:
-        """Returns what the directory is told: a `GetStatusResponse`, or nothing if that was a moment ago."""
+    def report(self, address: str) -> bytes:
+        """Returns what the directory is told: a `GetStatusResponse`, or nothing if that was a moment ago.
+
+        Args:
+            address: HOST:PORT of the replica; it is known once students can come.
+        """
         now_s = self._clock()
+        if address != self._address:
+            self._begin(address)
         if 0 <= now_s - self._reported_s < _REPORT_PERIOD_S:
             return b""
         self._reported_s = now_s
-        return self._now().SerializeToString()
+        with self._undisturbing():
+            return self._now().SerializeToString()
+        return b""
 
     def look(self) -> None:
         """Adds to the history, if that is not too early."""
         now_s = self._clock()
         if not 0 <= now_s - self._looked_s < SAMPLE_PERIOD_S:
             self._looked_s = now_s
-            self._board.hear(self._now())
+            with self._undisturbing():
+                self._board.hear(self._now())
 
     def answer(self, shown: Pass | None, history_s: int) -> pb.GetStatusResponse:
         """See `StatusBoard.answer`."""
@@ -81,21 +90,37 @@ class OwnStatus:
         """See `Signals.refused`."""
         self._engine.signals.refused(tenant, peer, reason, message)
 
+    def _begin(self, address: str) -> None:
+        self._address = address
+        self._board = StatusBoard(self._teacher, self._clock)
+        self._looked_s = 0.0
+        self.look()
+
+    @contextlib.contextmanager
+    def _undisturbing(self) -> Iterator[None]:
+        """Keeps what goes wrong while open from the students."""
+        try:
+            yield
+        except Exception:
+            if not self._has_failed:
+                logger.exception("this replica can't tell how it is")
+            self._has_failed = True
+
     def _now(self) -> pb.GetStatusResponse:
-        signals = self._engine.signals
+        now_s, signals = self._clock(), self._engine.signals
         return pb.GetStatusResponse(
-            time_s=self._clock(),
-            replicas=[self._replica()],
-            tenants=self._tenants(),
+            time_s=now_s,
+            replicas=[self._replica(now_s)],
+            tenants=self._tenants(now_s),
             conversations=signals.conversations(),
             refusals=signals.refusals(),
         )
 
-    def _replica(self) -> pb.ReplicaStatus:
+    def _replica(self, now_s: float) -> pb.ReplicaStatus:
         engine, load, passes = self._engine, self._engine.load(), self._engine.signals.passes
         return pb.ReplicaStatus(
-            address=self.address,
-            uptime_s=self._clock() - engine.signals.began_s,
+            address=self._address,
+            uptime_s=now_s - engine.signals.began_s,
             num_conversations=engine.signals.num_conversations,
             queued_tokens=load.queued_tokens,
             queue_s=load.queue_s,
@@ -113,13 +138,10 @@ class OwnStatus:
             memory_bytes=_memory_bytes(engine.teacher.device),
         )
 
-    def _tenants(self) -> list[pb.TenantStatus]:
-        now_s = self._clock()
+    def _tenants(self, now_s: float) -> list[pb.TenantStatus]:
         tenants = []
         for name, each in self._engine.signals.tenants().items():
             counts = each.counts
-            if name == UNKNOWN and not counts.refusals:
-                continue  # those who are about to open
             p50_s, p99_s = each.quantiles_s(now_s, 0.5, 0.99)
             tenants.append(
                 pb.TenantStatus(
