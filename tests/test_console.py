@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
@@ -10,15 +11,14 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf import json_format
 
-from benchmarks.certificates import Authority
 from preceptor.v1 import status_pb2 as pb
 from services.teacher import console_server
-from services.teacher.config import ServiceConfig, TlsConfig
+from services.teacher.config import ServiceConfig
 from services.teacher.console_files import console_files
 from services.teacher.tenants import Tenant, Tenants, new_key
 from tests.toy_status import ToySource, console_of, status_of_a_day
@@ -53,7 +53,7 @@ def ask(
     else:
         connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context)
     try:
-        connection.request(method, path, headers=headers)
+        connection.request(method, path, headers={name.replace("_", "-"): headers[name] for name in headers})
         response = connection.getresponse()
         return (
             response.status,
@@ -70,6 +70,9 @@ def test_the_status_is_protobufs_json(port: int, source: ToySource) -> None:
     assert json_format.Parse(body, pb.GetStatusResponse()) == source.status
     assert "num_conversations" in json.loads(body)["replicas"][0]
     assert source.asked == [("", 60)]
+    _, headers, packed = ask(port, "/api/status?history_s=60", Accept_Encoding="br, gzip")
+    assert headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed) == body
 
 
 def test_every_answer_has_the_headers_that_keep_others_out(port: int) -> None:
@@ -264,36 +267,3 @@ def test_what_is_no_request_ends_its_connection_only(port: int, request_bytes: b
 def test_a_port_in_use_is_told(port: int, source: ToySource) -> None:
     with pytest.raises(OSError, match="in use"), console_of(OPEN, source, port):
         pass
-
-
-def trusting(authority: Authority) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(authority.ca_file))
-
-
-def issued(authority: Authority, **more: Any) -> TlsConfig:
-    certificate, key = authority.issue("server", "127.0.0.1")
-    return TlsConfig(certificate=certificate, key=key, **more)
-
-
-def test_tls_is_the_services_and_its_certificate_is_renewed(tmp_path: Path, source: ToySource) -> None:
-    authority, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
-    config = OPEN.model_copy(update={"tls": issued(authority)})
-    with console_of(config, source) as port:
-        assert ask(port, "/api/status", context=trusting(authority))[0] == 200
-        with pytest.raises(ConnectionError):
-            ask(port, "/api/status")
-        issued(other)
-        assert ask(port, "/api/status", context=trusting(other))[0] == 200
-        (tmp_path / "server.key").write_text("half of a key")
-        assert ask(port, "/api/status", context=trusting(other))[0] == 200
-
-
-def test_where_students_show_certificates_so_does_who_looks(tmp_path: Path, source: ToySource) -> None:
-    authority = Authority(tmp_path, "one")
-    config = OPEN.model_copy(update={"tls": issued(authority, client_ca=authority.ca_file)})
-    with console_of(config, source) as port:
-        context = trusting(authority)
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            ask(port, "/api/status", context=context)
-        context.load_cert_chain(*authority.issue("operator"))
-        assert ask(port, "/api/status", context=context)[0] == 200

@@ -125,7 +125,7 @@ def test_an_operator_sees_who_talks_who_waits_and_who_is_refused(
             "Compute a turn",
             "Refused",
         ]
-        assert {"Busy", "Tokens/s", "Tenants a pass", "Memory"} <= set(columns(page, "Replicas"))
+        assert {"Busy", "Tokens/s busy", "Tenants a pass", "Memory"} <= set(columns(page, "Replicas"))
         assert {"Weight", "Queue p50", "p99", "Bytes in"} <= set(columns(page, "Tenants"))
         assert is_within(page)
         take(page, "operator", tmp_path)

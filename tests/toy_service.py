@@ -116,7 +116,7 @@ def curve(
             losses.append(step["loss"])
             disturb.get(len(losses), lambda: None)()
     hook.remove()
-    facts = run.conversation_facts()
+    facts = run.conversation_facts(run.pace.all_steps())
     run.close()
     return losses, facts
 

@@ -94,7 +94,7 @@ export function Replicas({ status }: { status: Status }) {
     { name: "Talking", cell: (row) => count(row.num_conversations), isNumber: true },
     { name: "Busy", cell: (row) => <Meter share={row.busy_share} />, isLong: true },
     { name: "Waits", cell: (row) => millis(row.queue_s * 1000), isNumber: true },
-    { name: "Tokens/s", cell: (row) => rate(row.tokens_per_s), isNumber: true },
+    { name: "Tokens/s busy", cell: (row) => rate(row.tokens_per_s), isNumber: true },
     { name: "Turns a pass", cell: (row) => each(row.num_computed, row.num_passes).toFixed(1), isNumber: true },
     {
       name: "Tenants a pass",
@@ -123,7 +123,7 @@ export function Replicas({ status }: { status: Status }) {
 }
 
 export function Refusals({ status }: { status: Status }) {
-  const columns: Column<Refusal>[] = [
+  const columns: (Column<Refusal> | false)[] = [
     { name: "When", cell: (row) => ago(status.time_s - row.time_s) },
     { name: "Tenant", cell: (row) => <Name name={row.tenant} />, isHeader: true },
     { name: "Reason", cell: (row) => <span class="reason">{meaning(row.reason).label}</span> },
@@ -139,7 +139,7 @@ export function Refusals({ status }: { status: Status }) {
     },
     { name: "Times", cell: (row) => count(row.count), isNumber: true },
     { name: "Conversation", cell: (row) => <Id id={row.conversation} />, isExtra: true },
-    { name: "From", cell: (row) => <code>{row.peer || "–"}</code>, isExtra: true },
+    status.sees_all && { name: "From", cell: (row) => <code>{row.peer || "–"}</code>, isExtra: true },
   ];
   return (
     <Table

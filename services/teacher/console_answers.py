@@ -7,6 +7,7 @@ one at a time, and the directory's event loop stays free for students.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = ["Answers"]
 
 _MAX_AGE_S = 0.5
 _MAX_KEPT = 64
+_QUICK = 1  # gzip's level: JSON shrinks to a tenth anyway
 _STEP_S = 10
 
 
@@ -45,17 +47,18 @@ class Answers:
     def __init__(self, source: StatusSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._clock = clock
-        self._answers: OrderedDict[tuple[Pass | None, int], _Answer] = OrderedDict()
+        self._answers: OrderedDict[tuple[Pass | None, int, bool], _Answer] = OrderedDict()
         self._writing = asyncio.Lock()
 
-    async def answer(self, shown: Pass | None, history_s: int) -> bytes:
+    async def answer(self, shown: Pass | None, history_s: int, *, packed: bool) -> bytes:
         """Returns what a caller who was let in sees; at most half a second old.
 
         Args:
             shown: what it was let in with.
             history_s: seconds of samples that it wants; it may get some more.
+            packed: whether it takes gzip.
         """
-        key = shown, -(-history_s // _STEP_S) * _STEP_S
+        key = shown, -(-history_s // _STEP_S) * _STEP_S, packed
         answer = self._answers.get(key)
         if answer is None or self._clock() - answer.made_s > _MAX_AGE_S:
             # A task of its own: who asked first may go away before it is done.
@@ -65,10 +68,11 @@ class Answers:
                 self._answers.popitem(last=False)
         return await asyncio.shield(answer.text)
 
-    async def _write(self, shown: Pass | None, history_s: int) -> bytes:
+    async def _write(self, shown: Pass | None, history_s: int, packed: bool) -> bytes:  # noqa: FBT001
         async with self._writing:
-            return await asyncio.to_thread(_json_of, self._source.answer(shown, history_s))
+            return await asyncio.to_thread(_json_of, self._source.answer(shown, history_s), packed=packed)
 
 
-def _json_of(status: status_pb2.GetStatusResponse) -> bytes:
-    return json_format.MessageToJson(status, preserving_proto_field_name=True, indent=None).encode()
+def _json_of(status: status_pb2.GetStatusResponse, *, packed: bool) -> bytes:
+    text = json_format.MessageToJson(status, preserving_proto_field_name=True, indent=None).encode()
+    return gzip.compress(text, _QUICK) if packed else text

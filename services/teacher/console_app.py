@@ -112,7 +112,10 @@ class _Desk:
             if "authorization" in request.headers:  # else it is the page, which asks for a token next
                 self._write_down(error, request)
             return _error(401, str(error), {"www-authenticate": "Bearer"})
-        return Response(await self._answers.answer(shown, history_s), media_type="application/json")
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        content = await self._answers.answer(shown, history_s, packed=packed)
+        headers = {"vary": "accept-encoding"} | ({"content-encoding": "gzip"} if packed else {})
+        return Response(content, headers=headers, media_type="application/json")
 
     async def _admit(self, request: Request) -> Pass | None:
         if self._gate is None:

@@ -1,0 +1,56 @@
+"""The console under TLS: the service's certificates, and those of who looks."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks.certificates import Authority
+from services.teacher.config import ServiceConfig, TlsConfig
+from tests.test_console import ask
+from tests.toy_status import ToySource, console_of, status_of_a_day
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPEN = ServiceConfig(auth="none")
+
+
+@pytest.fixture
+def source() -> ToySource:
+    return ToySource(status_of_a_day(num_samples=1))
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(authority.ca_file))
+
+
+def issued(authority: Authority, **more: Any) -> TlsConfig:
+    certificate, key = authority.issue("server", "127.0.0.1")
+    return TlsConfig(certificate=certificate, key=key, **more)
+
+
+def test_tls_is_the_services_and_its_certificate_is_renewed(tmp_path: Path, source: ToySource) -> None:
+    authority, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
+    config = OPEN.model_copy(update={"tls": issued(authority)})
+    with console_of(config, source) as port:
+        assert ask(port, "/api/status", context=trusting(authority))[0] == 200
+        with pytest.raises(ConnectionError):
+            ask(port, "/api/status")
+        issued(other)
+        assert ask(port, "/api/status", context=trusting(other))[0] == 200
+        (tmp_path / "server.key").write_text("half of a key")
+        assert ask(port, "/api/status", context=trusting(other))[0] == 200
+
+
+def test_where_students_show_certificates_so_does_who_looks(tmp_path: Path, source: ToySource) -> None:
+    authority = Authority(tmp_path, "one")
+    config = OPEN.model_copy(update={"tls": issued(authority, client_ca=authority.ca_file)})
+    with console_of(config, source) as port:
+        context = trusting(authority)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            ask(port, "/api/status", context=context)
+        context.load_cert_chain(*authority.issue("operator"))
+        assert ask(port, "/api/status", context=context)[0] == 200
