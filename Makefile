@@ -77,6 +77,7 @@ bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.autoscale
 	$(BIN)/python -m benchmarks.rolling
 	$(BIN)/python -m benchmarks.capacity
+	$(BIN)/python -m benchmarks.signals
 
 clean: ## Remove the virtual environment, caches and results
 	rm -rf $(VENV) .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

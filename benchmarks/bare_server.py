@@ -1,6 +1,6 @@
 """The teacher's servicer and engine on a bare `grpc.aio` server: what benchmarks measure without Ray.
 
-    python -m benchmarks.bare_server CONFIG.json [--engine serial] [--profile FOLDER]
+    python -m benchmarks.bare_server CONFIG.json [--engine serial] [--profile FOLDER] [--metrics FILE]
 
 Serves until its standard input is closed, so it never outlives who started it. The engine `serial` is the
 teacher shared the simple way, as Petals does: first come, first served, no turns computed together, and each
@@ -46,6 +46,7 @@ def bare_server(
     *,
     engine: Literal["shared", "serial"] = "shared",
     profile: Path | None = None,
+    metrics: Path | None = None,
 ) -> Iterator[str]:
     """Runs a server in a process of its own while open; yields its `host:port`.
 
@@ -54,12 +55,15 @@ def bare_server(
         folder: where the config is written to.
         engine: the service's own, or the simple one that it is compared with.
         profile: where profiles of its threads are written to at the end; None: nowhere.
+        metrics: a file that gets HOST:PORT of the metrics of a Ray that it starts for them; None: none.
     """
     path = folder / f"bare_server_{config.port}.json"
     path.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "benchmarks.bare_server", str(path), "--engine", engine]
     if profile is not None:
         command += ["--profile", str(profile)]
+    if metrics is not None:
+        command += ["--metrics", str(metrics)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
         try:
             _wait_until_ready(config)
@@ -73,7 +77,7 @@ def server_in_this_process(config: ServiceConfig) -> Iterator[str]:
     """Serves on a thread of this process while open; yields its `host:port`."""
     ended = threading.Event()
     thread = threading.Thread(
-        target=lambda: asyncio.run(_serve(config, "shared", ended.wait)), name="teacher", daemon=True
+        target=lambda: asyncio.run(_serve(config, "shared", None, ended.wait)), name="teacher", daemon=True
     )
     thread.start()
     try:
@@ -108,14 +112,43 @@ def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     return engine
 
 
-async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) -> None:
-    """Serves until `end` returns, which may block."""
-    from services.teacher.health import add_health_to_server
-    from services.teacher.servicer import TeacherServicer
+@contextlib.contextmanager
+def _metrics_of(engine: Engine, config: ServiceConfig, path: Path) -> Iterator[None]:
+    """Tells a Ray of its own of the engine while open, as a replica does."""
+    import ray
 
+    from preceptor.local_ray import connected_ray
+    from services.teacher.metrics import ReplicaMetrics
+    from services.teacher.ray_metrics import MetricsPusher
+
+    with connected_ray(num_cpus=1):
+        (node,) = ray.nodes()
+        path.write_text(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}")
+        pusher = MetricsPusher(ReplicaMetrics(engine, config.name, f"{config.host}:{config.port}"))
+        pusher.start()
+        yield
+        pusher.stop()
+
+
+async def _serve(config: ServiceConfig, kind: str, metrics: Path | None, end: Callable[[], object]) -> None:
+    """Serves until `end` returns, which may block."""
+    from services.teacher.logs import write_logs_of
+
+    write_logs_of(config, f"{config.host}:{config.port}")
     engine = _load_engine(config, kind)
     if engine.signals.spans is not None:
         engine.signals.spans.replica = f"{config.host}:{config.port}"
+    with contextlib.ExitStack() as stack:
+        if metrics is not None:
+            stack.enter_context(_metrics_of(engine, config, metrics))
+        await _answer(engine, config, end)
+    engine.stop()
+
+
+async def _answer(engine: Engine, config: ServiceConfig, end: Callable[[], object]) -> None:
+    from services.teacher.health import add_health_to_server
+    from services.teacher.servicer import TeacherServicer
+
     limit = config.limits.max_frame_bytes
     limits = [("grpc.max_send_message_length", limit), ("grpc.max_receive_message_length", limit)]
     server = grpc.aio.server(options=[*limits, *CONNECTION_OPTIONS])
@@ -127,7 +160,6 @@ async def _serve(config: ServiceConfig, kind: str, end: Callable[[], object]) ->
     await server.start()
     await asyncio.get_running_loop().run_in_executor(None, end)
     await server.stop(grace=0.5)
-    engine.stop()
 
 
 def _profiled(serve: Callable[[], None], folder: Path) -> None:
@@ -157,11 +189,12 @@ def _main() -> None:
     parser.add_argument("config", type=Path, help="a ServiceConfig, JSON")
     parser.add_argument("--engine", choices=["shared", "serial"], default="shared")
     parser.add_argument("--profile", type=Path, help="a folder to write profiles of both threads to")
+    parser.add_argument("--metrics", type=Path, help="a file to write where Ray tells of metrics to")
     options = parser.parse_args()
     config = ServiceConfig.model_validate_json(options.config.read_text())
 
     def serve() -> None:
-        asyncio.run(_serve(config, options.engine, sys.stdin.read))
+        asyncio.run(_serve(config, options.engine, options.metrics, sys.stdin.read))
 
     if options.profile is None:
         serve()

@@ -13,6 +13,7 @@ from benchmarks.load_offer import Tally, due_times
 from benchmarks.load_report import Outcome
 from benchmarks.memory import Memory
 from benchmarks.pairs import SIZES, PairCost, Round, num_pairs_for, tensors_of
+from benchmarks.signals_found import is_whole
 from benchmarks.tenants_fairness import Fairness, jain_index, p99
 from benchmarks.tenants_throughput import Cell, Measurements
 from preceptor.v1 import teacher_pb2 as pb
@@ -145,3 +146,23 @@ def test_a_teacher_is_honest_at_twice_its_capacity() -> None:
     assert found["refused"] == found["refused_with_retry_after"]
     assert found["other_errors"] == 0
     assert "Traceback" not in done.stderr
+
+
+def _span(name: str, number: int, parent: int | None, trace: int = 1) -> dict[str, object]:
+    return {
+        "name": f"preceptor.{name}",
+        "context": {"trace_id": hex(trace), "span_id": hex(number)},
+        "parent_id": None if parent is None else hex(parent),
+    }
+
+
+def test_a_step_is_whole_when_each_turn_has_its_spans_in_its_trace() -> None:
+    step = _span("step", 1, None)
+    names = ["exchange", "turn", "queue", "batch", "compute"]
+    spans = [step, *(_span(name, 2 + at, [1, 2, 3, 3, 5][at]) for at, name in enumerate(names))]
+    assert is_whole(step, spans)
+    assert not is_whole(step, [step])
+    for lacking in spans[1:]:
+        assert not is_whole(step, [span for span in spans if span is not lacking])
+    assert not is_whole(step, [*spans, _span("observe", 9, 1)])
+    assert not is_whole(step, [*spans[:-1], _span("compute", 6, 5, trace=2)])

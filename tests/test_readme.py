@@ -16,6 +16,7 @@ from torch.nn import functional
 import student_client
 from services.teacher.config import ServiceConfig
 from services.teacher.families import load_teacher
+from services.teacher.metrics import METRICS
 from student_client.config import TrainConfig
 from student_client.fleet_config import FleetConfig
 from student_client.students import TextStudent
@@ -116,10 +117,22 @@ def test_the_serve_config_fits_ray_and_our_own_config() -> None:
 
 def test_the_yaml_of_the_serving_page_is_valid() -> None:
     texts = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serve.md").read_text(), re.DOTALL)
-    whole, tls = (ServiceConfig.model_validate(yaml.safe_load(text)) for text in texts)
+    whole, tls = (ServiceConfig.model_validate(yaml.safe_load(text)) for text in texts[:2])
     assert whole.model.family == "module"
     assert tls.tls is not None
     assert tls.tls.client_ca is not None
+    (signals,) = (yaml.safe_load(text) for text in texts[2:])
+    assert ServiceConfig.model_validate({"auth": "none", **signals}).signals.logs == "json"
+
+
+def test_the_metrics_of_the_serving_page_are_those_that_there_are() -> None:
+    rows = re.findall(r"^\| (`preceptor_.*)$", (ROOT / "docs/serve.md").read_text(), re.MULTILINE)
+    labels_of = {
+        name: {"teacher", *re.findall(r"`(\w+)`", row.split(" | ")[1])}
+        for row in rows
+        for name in re.findall(r"`(preceptor_\w+)`", row)
+    }
+    assert labels_of == {metric.name: set(metric.tag_keys) for metric in METRICS}
 
 
 def test_the_environment_of_the_serving_page_is_what_we_set() -> None:

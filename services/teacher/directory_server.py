@@ -56,7 +56,7 @@ class DirectoryDeployment:
         self._board = StatusBoard(config.name)
         self._server: grpc.aio.Server | None = None
         self._starting = asyncio.Lock()
-        self._has_warned = False
+        self._has_warned = self._has_failed = False
 
     async def report(self, report: Report) -> list[Report]:
         """Takes a replica's report and returns everybody's.
@@ -67,9 +67,7 @@ class DirectoryDeployment:
         async with self._starting:
             if self._server is None:
                 self._server = await self._start()
-        if report.status:
-            status = GetStatusResponse.FromString(report.status)
-            self._board.hear(status, is_leaving=report.draining)
+        self._hear(report)
         return self._directory.report(replace(report, status=b""))  # replicas need not know it of each other
 
     async def addresses(self) -> list[str]:
@@ -100,6 +98,17 @@ class DirectoryDeployment:
         replicas = self._directory.find(opens_conversation=False)
         is_serving = bool(replicas) and not await is_blind(self._gate)
         return answer_check(request, grpc_context, is_serving=is_serving)
+
+    def _hear(self, report: Report) -> None:
+        if not report.status:
+            return
+        try:
+            status = GetStatusResponse.FromString(report.status)
+            self._board.hear(status, is_leaving=report.draining)
+        except Exception:  # whatever it is, students find the replica
+            if not self._has_failed:
+                logger.exception("%s: what it tells of itself is not understood", report.address)
+            self._has_failed = True
 
     async def _start(self) -> grpc.aio.Server | None:
         """Returns a running server, or None if the port is in use."""

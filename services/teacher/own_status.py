@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import time
@@ -13,11 +15,10 @@ import torch
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.environment import socket_address
 from services.teacher.history import SAMPLE_PERIOD_S
-from services.teacher.signals import UNKNOWN
 from services.teacher.status import StatusBoard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from preceptor.v1.teacher_pb2 import Reason
     from services.teacher.config import ServiceConfig
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from services.teacher.gate import Gate, Pass
 
 __all__ = ["OwnStatus", "replica_of"]
+
+logger = logging.getLogger(__name__)
 
 _REPORT_PERIOD_S = 1.0
 
@@ -55,6 +58,7 @@ class OwnStatus:
         self._clock = clock
         self._board = StatusBoard(config.name, clock)
         self._reported_s = self._looked_s = 0.0
+        self._has_failed = False
         self.look()
 
     def report(self) -> bytes:
@@ -63,14 +67,17 @@ class OwnStatus:
         if 0 <= now_s - self._reported_s < _REPORT_PERIOD_S:
             return b""
         self._reported_s = now_s
-        return self._now().SerializeToString()
+        with self._undisturbing():
+            return self._now().SerializeToString()
+        return b""
 
     def look(self) -> None:
         """Adds to the history, if that is not too early."""
         now_s = self._clock()
         if not 0 <= now_s - self._looked_s < SAMPLE_PERIOD_S:
             self._looked_s = now_s
-            self._board.hear(self._now())
+            with self._undisturbing():
+                self._board.hear(self._now())
 
     def answer(self, shown: Pass | None, history_s: int) -> pb.GetStatusResponse:
         """See `StatusBoard.answer`."""
@@ -81,23 +88,30 @@ class OwnStatus:
         """See `Signals.refused`."""
         self._engine.signals.refused(tenant, peer, reason, message)
 
+    @contextlib.contextmanager
+    def _undisturbing(self) -> Iterator[None]:
+        """Keeps what goes wrong while open from the students."""
+        try:
+            yield
+        except Exception:
+            if not self._has_failed:
+                logger.exception("this replica can't tell how it is")
+            self._has_failed = True
+
     def _now(self) -> pb.GetStatusResponse:
-        signals = self._engine.signals
+        now_s, signals = self._clock(), self._engine.signals
         return pb.GetStatusResponse(
-            time_s=self._clock(),
+            time_s=now_s,
             replicas=[replica_of(self._engine, self.address)],
-            tenants=self._tenants(),
+            tenants=self._tenants(now_s),
             conversations=signals.conversations(),
             refusals=signals.refusals(),
         )
 
-    def _tenants(self) -> list[pb.TenantStatus]:
-        now_s = self._clock()
+    def _tenants(self, now_s: float) -> list[pb.TenantStatus]:
         tenants = []
         for name, each in self._engine.signals.tenants().items():
             counts = each.counts
-            if name == UNKNOWN and not counts.refusals:
-                continue  # those who are about to open
             p50_s, p99_s = each.quantiles_s(now_s, 0.5, 0.99)
             tenants.append(
                 pb.TenantStatus(

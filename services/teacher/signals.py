@@ -67,8 +67,8 @@ class ConversationSignals:
 
     def named(self, tenant: str) -> None:
         """Learns whose it is, once; empty: nobody's who has a name."""
+        self._delays = self._signals.delays_of(tenant or UNNAMED)
         self.tenant = tenant or UNNAMED
-        self._delays = self._signals.delays_of(self.tenant)
 
     def received(self, num_bytes: int) -> None:
         """Counts a frame that came."""
@@ -199,11 +199,10 @@ class Signals:
             for name, each in found.items():
                 each.counts.add(self._tenants[name].counts)
             for conversation in self._open.values():
-                name = conversation.tenant or UNKNOWN
-                name = name if name in self._tenants else OTHERS if conversation.tenant else UNKNOWN
-                each = found.setdefault(name, TenantSignals())
-                each.counts.add(conversation.counts)
-                each.num_conversations += 1
+                if conversation.tenant:  # else it may yet be anybody's
+                    each = found[conversation.tenant if conversation.tenant in found else OTHERS]
+                    each.counts.add(conversation.counts)
+                    each.num_conversations += 1
         return found
 
     def conversations(self) -> list[pb.ConversationStatus]:

@@ -29,6 +29,7 @@ __all__ = ["StatusBoard"]
 
 _MAX_SILENT_S = 3.0
 _MAX_GONE = 32
+_SAME_S = 0.001  # what rounding makes of the moment at which a replica came up
 _GONE = "its replica went away"
 _SUMMED = (*SAMPLED, "request_bytes", "answer_bytes")
 
@@ -50,6 +51,10 @@ class _Heard:
     @property
     def replica(self) -> pb.ReplicaStatus:
         return self.message.replicas[0]
+
+    @property
+    def began_s(self) -> float:
+        return self.message.time_s - self.replica.uptime_s
 
     @cached_property
     def tenants(self) -> dict[str, pb.TenantStatus]:
@@ -85,14 +90,14 @@ class StatusBoard:
             is_leaving: whether it takes no conversations any more.
         """
         heard = _Heard(message, self._clock(), is_leaving)
-        address, uptime_s = heard.replica.address, heard.replica.uptime_s
+        address = heard.replica.address
         before = self._replicas.get(address)
-        if before is not None and uptime_s < before.replica.uptime_s:
+        if before is not None and abs(heard.began_s - before.began_s) > _SAME_S:
             before.is_gone = True
             self._gone.append(before)
             before = None
         # What a replica did before this board was there is no news.
-        is_news = before is not None or message.time_s - uptime_s >= self._began_s
+        is_news = before is not None or heard.began_s >= self._began_s
         self._add(heard, before, is_news=is_news)
         self._replicas[address] = heard
         self._look(heard.heard_s)
@@ -144,7 +149,8 @@ class StatusBoard:
             if old is None:
                 self._grow(name, {field: getattr(tenant, field) for field in _SUMMED}, is_news=is_news)
             elif _has_grown(tenant, old):
-                grown = {field: getattr(tenant, field) - getattr(old, field) for field in _SUMMED}
+                # Rounding may make a sum of seconds a little smaller.
+                grown = {field: max(getattr(tenant, field) - getattr(old, field), 0) for field in _SUMMED}
                 self._grow(name, grown, is_news=is_news)
 
     def _grow(self, tenant: str, grown: dict[str, float], *, is_news: bool) -> None:
