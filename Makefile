@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format type proto charts console bench clean
+.PHONY: help setup demo test lint format type proto charts console pictures bench clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -60,6 +60,9 @@ charts: $(READY) ## Put the configs' schemas into the charts' anew, and the dash
 
 console: $(READY) ## Build the console's page anew; needs node and npm
 	$(BIN)/python -m deploy.console
+
+pictures: $(READY) ## Take the pictures of the console anew; needs chromium
+	PRECEPTOR_PICTURES=1 $(BIN)/python -m pytest -q tests/test_console_browser.py
 
 bench: $(READY) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.parity

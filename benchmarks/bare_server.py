@@ -22,15 +22,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 
+from preceptor.v1.status_pb2 import GetStatusResponse
 from preceptor.v1.status_pb2_grpc import add_StatusServiceServicer_to_server
 from preceptor.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from services.teacher.config import ServiceConfig
 from services.teacher.connections import CONNECTION_OPTIONS
+from services.teacher.directory import REPORT_PERIOD_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from services.teacher.engine import Engine
+    from services.teacher.servicer import TeacherServicer
 
 __all__ = ["bare_server", "server_in_this_process"]
 
@@ -158,8 +161,36 @@ async def _answer(engine: Engine, config: ServiceConfig, end: Callable[[], objec
     add_health_to_server(servicer, server)
     server.add_insecure_port(f"{config.host}:{config.port}")
     await server.start()
-    await asyncio.get_running_loop().run_in_executor(None, end)
+    async with _console(config, servicer):
+        await asyncio.get_running_loop().run_in_executor(None, end)
     await server.stop(grace=0.5)
+
+
+@contextlib.asynccontextmanager
+async def _console(config: ServiceConfig, servicer: TeacherServicer) -> AsyncIterator[None]:
+    """Serves the console, if there is to be one, as the directory would: by what the replica reports."""
+    if config.console is None:
+        yield
+        return
+    from services.teacher.console_server import ConsoleServer
+    from services.teacher.gate import gate_of
+    from services.teacher.status import StatusBoard
+
+    board = StatusBoard(config.name)
+    console = ConsoleServer(config, board, gate_of(config))
+
+    async def report() -> None:
+        while True:
+            status = servicer.report(f"{config.host}:{config.port}").status
+            if status:
+                board.hear(GetStatusResponse.FromString(status))
+            await asyncio.sleep(REPORT_PERIOD_S)
+
+    await console.start()
+    reporting = asyncio.create_task(report())
+    yield
+    reporting.cancel()
+    await console.stop()
 
 
 def _profiled(serve: Callable[[], None], folder: Path) -> None:

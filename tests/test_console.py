@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -15,10 +16,10 @@ import pytest
 from google.protobuf import json_format
 
 from benchmarks.certificates import Authority
-from deploy import console as build
 from preceptor.v1 import status_pb2 as pb
 from services.teacher import console_server
 from services.teacher.config import ServiceConfig, TlsConfig
+from services.teacher.console_files import console_files
 from services.teacher.tenants import Tenant, Tenants, new_key
 from tests.toy_status import ToySource, console_of, status_of_a_day
 
@@ -230,21 +231,18 @@ def _is_over(line: socket.socket) -> bool:
         return True
 
 
-def test_who_reads_nothing_holds_nobody_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_nothing_holds_nobody_up_and_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_server, "PATIENCE_S", 1.0)
+    num_requests, num_bytes = 400, 0
     with socket.create_connection(("127.0.0.1", port), 30) as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.sendall(b"GET /console.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
-        for _ in range(5):
+        line.sendall(b"GET /console.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * num_requests)
+        deadline_s = time.monotonic() + 3
+        while time.monotonic() < deadline_s:
             assert ask(port, "/api/status")[0] == 200
-        time.sleep(3)  # it is let wait, and then it is not
-        line.settimeout(30)
-        try:
-            while line.recv(1 << 16):
-                pass
-        except ConnectionError:
-            pass
-    assert ask(port, "/")[0] == 200
+        with contextlib.suppress(ConnectionError):
+            while part := line.recv(1 << 20):
+                num_bytes += len(part)
+    assert 0 < num_bytes < num_requests * len(console_files()["/console.js"].content)
 
 
 @pytest.mark.parametrize(
@@ -299,37 +297,3 @@ def test_where_students_show_certificates_so_does_who_looks(tmp_path: Path, sour
             ask(port, "/api/status", context=context)
         context.load_cert_chain(*authority.issue("operator"))
         assert ask(port, "/api/status", context=context)[0] == 200
-
-
-def test_the_page_is_built_from_the_sources_as_they_are() -> None:
-    assert build.DIGEST_FILE.read_text().strip() == build.source_digest(), "run `make console`"
-
-
-def test_the_lock_file_names_versions_and_no_registry() -> None:
-    lock = json.loads((build.SOURCES / "package-lock.json").read_text())
-    packages = {name: each for name, each in lock["packages"].items() if name}
-    assert {"node_modules/preact", "node_modules/uplot", "node_modules/vite"} <= packages.keys()
-    assert all("resolved" not in each and "integrity" in each for each in packages.values())
-    wanted = json.loads((build.SOURCES / "package.json").read_text())
-    for name, version in {**wanted["dependencies"], **wanted["devDependencies"]}.items():
-        assert packages[f"node_modules/{name}"]["version"] == version
-
-
-def test_the_licenses_of_what_is_in_the_page_go_with_it() -> None:
-    text = (build.BUILT / "LICENSES.txt").read_text()
-    assert [line for line in text.splitlines() if line in {"preact", "uplot"}] == ["preact", "uplot"]
-    assert text.count("Permission is hereby granted") == 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "fragment"),
-    [
-        ({"console": {"port": 41503}}, "console.port: got 41503, expected none from 41500 to 41509"),
-        ({"console": {"port": 41500}}, "console.port: got 41500"),
-        ({"console": {"port": 0}}, "greater than or equal to 1"),
-        ({"console": {"prot": 1}}, "prot"),
-    ],
-)
-def test_a_console_that_is_in_the_way_is_named(fields: dict[str, Any], fragment: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(fragment)):
-        ServiceConfig.model_validate({"auth": "none", **fields})

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from services.teacher.config import ServiceConfig, TlsConfig
+from services.teacher.console_config import DEFAULT_CONSOLE_PORT
 from services.teacher.environment import replica_ports, serve_environment
 from student_client.options import parse_address
 from tests.charts import CHARTS, RELEASES, ROOT, manifest, render, rendered, templates_of
@@ -146,7 +147,28 @@ def test_students_reach_the_teachers_ports_and_nothing_of_ray(release: str) -> N
     (peer,) = students["from"]
     assert peer["namespaceSelector"]["matchExpressions"][0]["key"] == "kubernetes.io/metadata.name"
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
-    assert [each["ports"][0]["port"] for each in others] == ([8080, 41480] if release == "four-gpus" else [])
+    ports = [each["ports"][0]["port"] for each in others]
+    assert ports == ([8080, DEFAULT_CONSOLE_PORT] if release == "four-gpus" else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "port"),
+    [({"console": {}}, DEFAULT_CONSOLE_PORT), ({"console": {"port": 8443}}, 8443), ({}, None)],
+)
+def test_the_console_is_reached_on_the_head_by_those_who_may(
+    config: dict[str, Any], port: int | None
+) -> None:
+    values = {"teacher": {"config": config}, "networkPolicy": {"consoleNamespaces": ["platform"]}}
+    manifests = render("preceptor", values)
+    service = manifest(manifests, "RayService")
+    assert (config_of(service).console is None) == (port is None)
+    (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    ports = {each["name"]: each["containerPort"] for each in head["ports"]}
+    assert ports.get("console") == port
+    rules = manifest(manifests, "NetworkPolicy")["spec"]["ingress"][3:]
+    assert [each["ports"] for each in rules] == (
+        [] if port is None else [[{"protocol": "TCP", "port": port}]]
+    )
 
 
 @pytest.mark.parametrize("release", TEACHERS)

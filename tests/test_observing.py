@@ -127,7 +127,7 @@ def test_reading_ahead_returns_nothing(cached: bool) -> None:  # noqa: FBT001
     turn = observe_turn(teaching.teacher, KINDS, ahead=True, codec=None, wants_gradient=False)
     (done,), num_cached_rows = teaching.forward([turn], with_graph=False)
     assert done.values(turn) == {}
-    assert num_cached_rows == {turn: 0}
+    assert num_cached_rows == ({turn: 0} if cached else {})  # without a cache nothing is read
 
 
 def test_observes_of_many_tenants_share_a_pass_of_reading() -> None:

@@ -24,7 +24,6 @@ from benchmarks.teachers import free_port
 from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
-from student_client.config import TrainConfig
 from student_client.errors import InvalidMessageError
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
@@ -39,7 +38,9 @@ from tests.toy_service import (
     curve,
     kill_replica,
     listeners,
+    make_config,
     status_of,
+    status_told,
     worst_difference,
 )
 from tests.toy_student import row_config
@@ -50,11 +51,9 @@ if TYPE_CHECKING:
 
     from services.teacher.config import ServiceConfig
 
-__all__ = ["free_port"]
+__all__ = ["free_port", "make_config"]
 
 pytestmark = pytest.mark.serve
-
-LOSSES = {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -89,32 +88,6 @@ def table(tmp_path: Path) -> Path:
         writer.writerow(["ids", "label"])
         writer.writerows([number % NUM_IDS, number % 2] for number in range(64))
     return path
-
-
-def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
-    student = {
-        "factory": "tests.toy_student:ToyStudent",
-        "kwargs": {},
-        "lower": "blocks.0",
-        "upper": "blocks.1",
-        "num_classes_kwarg": "num_classes",
-        **changes.pop("student", {}),
-    }
-    content = {
-        "name": "toy",
-        "output": table.parent / "out",
-        "epochs": 4,
-        "batch_size": 16,
-        "checkpoint_every_epochs": 1,
-        "student": student,
-        "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
-        "teacher": {"address": address},
-        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
-        "losses": LOSSES,
-        "cpus_per_worker": 0.5,
-        **changes,
-    }
-    return TrainConfig.model_validate(content)
 
 
 def test_all_listen_on_loopback_only_and_no_proxy_serves_grpc(address: str) -> None:
@@ -187,6 +160,33 @@ def test_prometheus_has_data_for_all_that_the_dashboard_asks(address: str, tmp_p
     assert choices["teacher"] == ["rows"]
     assert {"sales", "support"} <= {*choices["tenant"]}
     assert len(choices["replica"]) == 2
+
+
+def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
+    talks = [
+        TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1, tenant=name)
+        for name in "ab"
+    ]
+    for talk in talks:
+        torch.autograd.backward(talk(torch.randn(2, 6)).decoded.sum())
+    target = address.removeprefix("preceptor://")
+    deadline_s = time.monotonic() + 30
+    while True:  # replicas tell it each second, and it takes a sample every two
+        status = status_told(target, history_s=60)
+        turns = {each.name: each.num_turns for each in status.tenants if each.name in "ab"}
+        sampled = {each.name for sample in status.history for each in sample.tenants}
+        if turns == {"a": 2, "b": 2} and {"a", "b"} <= sampled:
+            break
+        assert time.monotonic() < deadline_s, status
+        time.sleep(0.2)
+    assert len(status.replicas) == 2
+    for replica in status.replicas:
+        assert replica.num_passes > 0
+        (own,) = status_told(replica.address).replicas
+        assert own.address == replica.address
+    assert {each.tenant: each.replica for each in status.conversations}.keys() >= {"a", "b"}
+    for talk in talks:
+        talk.close()
 
 
 def test_the_served_teacher_describes_itself(address: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,6 +20,7 @@ from services.teacher.tenants import Tenant, Tenants, new_key
 from student_client import AccessError, ClientOptions, TeacherClient, TeacherTalk, TeacherUnavailableError
 from student_client.credentials import credentials_of
 from student_client.options import TlsOptions
+from tests.test_console import ask
 from tests.test_serve import free_port
 from tests.test_tls import tls_of
 from tests.toy_frames import opening
@@ -39,6 +42,19 @@ def refused_with(target: str, options: ClientOptions) -> grpc.StatusCode:
     return code
 
 
+def _seen_by(token: str, port: int, trusting: ssl.SSLContext) -> dict[str, Any]:
+    """Returns what the console tells, once it knows that the one who asks has talked."""
+    deadline_s = time.monotonic() + 30
+    while True:
+        code, _, body = ask(port, "/api/status", context=trusting, Authorization=f"Bearer {token}")
+        assert code == 200
+        status: dict[str, Any] = json.loads(body)
+        if int(status.get("tenants", [{}])[0].get("num_turns", 0)) == 2:  # there and back
+            return status
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
 def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) -> None:
     from services.teacher.local import serving  # noqa: PLC0415 - Ray's environment is set first
 
@@ -49,7 +65,8 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
     Tenants(tenants={"support": Tenant(keys=(key_of_token,))}).save(tenants)
     token_file.write_text(token)
     audit_log = tmp_path / "audit.jsonl"
-    trust: dict[str, Any] = {"tls": tls, "tenants": tenants, "audit_log": audit_log}
+    console = {"port": free_port()}
+    trust: dict[str, Any] = {"tls": tls, "tenants": tenants, "audit_log": audit_log, "console": console}
     config = row_config(tmp_path, port=free_port(), num_replicas=2, drain_s=0.5, num_cpus=0.5, **trust)
     certificate, key = authority.issue("student")
     options = ClientOptions(
@@ -76,6 +93,12 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
         states = torch.randn(3, 1, 6, requires_grad=True)
         before = talk(states).decoded
         torch.autograd.backward(before.square().sum())
+        trusting = ssl.create_default_context(cafile=str(authority.ca_file))
+        trusting.load_cert_chain(certificate, key)
+        assert ask(console["port"], "/api/status", context=trusting)[0] == 401
+        status = _seen_by(token, console["port"], trusting)
+        assert (status["tenant"], len(status["replicas"])) == ("support", 2)
+        assert [each["tenant"] for each in status["conversations"]] == ["support"]
         ports = range(config.port + 1, config.port + 3)
         (port,) = {
             each.raddr.port

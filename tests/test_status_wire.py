@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -11,7 +11,6 @@ import torch
 
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
-from preceptor.v1.status_pb2_grpc import StatusServiceStub
 from services.teacher.config import ServiceConfig
 from services.teacher.directory import Report
 from services.teacher.directory_server import DirectoryDeployment
@@ -19,10 +18,11 @@ from services.teacher.own_status import OwnStatus
 from services.teacher.tenants import Tenants, new_key
 from tests.test_serve import free_port
 from tests.test_tenant_access import guarded, options_of
-from tests.test_tenant_file import bearer, file, invoke
+from tests.test_tenant_file import file, invoke
 from tests.toy import STUDENT_DIM
 from tests.toy_frames import backward, exchange, message, opening, set_codec
 from tests.toy_server import RawStudent
+from tests.toy_service import status_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from tests.toy_server import ToyServer
 
 __all__ = ["file", "guarded"]
-
-
-def status_of(address: str, token: str | None = None, history_s: int = 0) -> pb.GetStatusResponse:
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = StatusServiceStub(channel)  # type: ignore[no-untyped-call]
-        metadata = bearer(token)[1:] if token else ()
-        response: pb.GetStatusResponse = stub.GetStatus(
-            pb.GetStatusRequest(history_s=history_s), timeout=30, metadata=metadata
-        )
-    return response
 
 
 def turn(talk: TeacherTalk) -> None:
@@ -55,7 +45,7 @@ def test_a_bare_replica_tells_all_where_no_tokens_are_asked_for(
     own, nameless = connect(server.address, tenant="support"), connect(server.address)
     for talk in (own, own, nameless):
         turn(talk)
-    status = status_of(server.address)
+    status = status_told(server.address)
     assert (status.sees_all, status.tenant, status.teacher) == (True, "", server.config.name)
     (replica,) = status.replicas
     assert (replica.num_conversations, replica.num_computed, replica.num_retained) == (2, 6, 3)
@@ -66,7 +56,7 @@ def test_a_bare_replica_tells_all_where_no_tokens_are_asked_for(
     assert {each.peer.partition(":")[0] for each in status.conversations} == {"ipv4"}
     own.close()
     server.wait_until(lambda: len(server.servicer._visits) == 1)
-    first, last = status_of(server.address).conversations
+    first, last = status_told(server.address).conversations
     assert (first.tenant, first.closed_s) == ("(unnamed)", 0)
     assert (last.tenant, last.why) == ("support", "the student left")
 
@@ -81,18 +71,18 @@ def test_each_tenant_sees_itself_and_an_operator_both(
         for _ in range(number):
             turn(talk)
     for name in ("support", "sales"):
-        status = status_of(guarded.address, tokens[name])
+        status = status_told(guarded.address, tokens[name])
         assert (status.tenant, status.sees_all) == (name, False)
         assert [(each.name, each.weight) for each in status.tenants] == [(name, 3)]
         assert [(each.tenant, each.peer) for each in status.conversations] == [(name, "")]
         others = ({"support", "sales", "platform"} - {name}).union({"127.0.0.1:4", "somebody-else"})
         assert not [word for word in others if word in str(status).replace(status.replicas[0].address, "")]
-    status = status_of(guarded.address, tokens["platform"])
+    status = status_told(guarded.address, tokens["platform"])
     assert (status.tenant, status.sees_all) == ("platform", True)
     assert {each.name: each.num_turns for each in status.tenants} == {"support": 2, "sales": 4, "platform": 6}
     assert all(each.peer.startswith("ipv4:127.0.0.1:") for each in status.conversations)
     invoke("change", file, "platform", "--no-operator")
-    assert not status_of(guarded.address, tokens["platform"]).sees_all
+    assert not status_told(guarded.address, tokens["platform"]).sees_all
 
 
 def test_nobody_is_told_anything_without_a_good_token(guarded: ToyServer, file: Path) -> None:
@@ -102,9 +92,9 @@ def test_nobody_is_told_anything_without_a_good_token(guarded: ToyServer, file: 
     for token in (None, stranger, elsewhere):
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as denied:
-                status_of(guarded.address, token)
+                status_told(guarded.address, token)
             assert denied.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    told = status_of(guarded.address, operator)
+    told = status_told(guarded.address, operator)
     assert {(each.tenant, each.reason, each.count) for each in told.refusals} == {
         ("", teacher.REASON_ACCESS_DENIED, 4),
         ("sales", teacher.REASON_ACCESS_DENIED, 2),
@@ -125,7 +115,7 @@ def test_a_refused_turn_appears_with_what_the_student_was_told(
         told = [student.ask(exchange(1, bad)).failed for _ in range(3)]
         told.append(student.ask(backward(7)).failed)
         student.ask(exchange(2))
-        status = status_of(server.address)
+        status = status_told(server.address)
         (conversation,) = status.conversations
         assert [(each.reason, each.message, each.count) for each in status.refusals] == [
             (told[3].reason, told[3].message, 1),
@@ -144,7 +134,7 @@ def test_a_conversation_that_found_no_room_appears(
     turn(connect(server.address))
     with RawStudent(server.address) as student:
         failed = student.ask(opening()).failed
-    (refusal,) = status_of(server.address).refusals
+    (refusal,) = status_told(server.address).refusals
     assert (refusal.reason, refusal.message) == (failed.reason, failed.message)
     assert (refusal.tenant, refusal.conversation) == ("", "")
 
@@ -164,8 +154,8 @@ def test_a_full_queue_is_counted_at_each_repeat_and_the_turn_once(
     server.queue.gate.set()
     for each in (*pending, refused):
         each.result()
-    (refusal,) = status_of(server.address).refusals
-    (tenant,) = status_of(server.address).tenants
+    (refusal,) = status_told(server.address).refusals
+    (tenant,) = status_told(server.address).tenants
     assert refusal.reason == teacher.REASON_OVERLOADED
     assert refusal.count == tenant.num_refusals >= 2
     assert tenant.num_turns == 5
@@ -178,18 +168,19 @@ def test_two_tenants_share_what_their_pass_took_by_tokens(start_server: Callable
             student.ask(opening(tenant=name))
             student.send(set_codec())
         server.queue.gate.clear()
-        first.send(exchange(1))  # held by the gate, alone
+        first.send(exchange(1))
         server.queue.await_arrivals()
+        server.wait_until(lambda: not server.queue.num_queued_tokens)  # held by the gate, alone
         first.send(exchange(2, message(3)))
         second.send(exchange(1, message(1)))
         server.queue.await_arrivals(2)
         server.queue.gate.set()
         alone, shared = first.receive().reply.receipt, first.receive().reply.receipt
         assert second.receive().reply.receipt.num_tenants == shared.num_tenants == 2
-    shares = {each.name: 1000 * each.compute_s for each in status_of(server.address).tenants}
+    shares = {each.name: 1000 * each.compute_s for each in status_told(server.address).tenants}
     assert shares["a"] == pytest.approx(alone.compute_ms + shared.compute_ms * 3 / 4)
     assert shares["b"] == pytest.approx(shared.compute_ms / 4)
-    (replica,) = status_of(server.address).replicas
+    (replica,) = status_told(server.address).replicas
     assert (replica.num_passes, replica.num_computed, replica.num_tenants_in_passes) == (2, 3, 3)
 
 
@@ -209,8 +200,9 @@ def test_a_replica_keeps_a_history_of_itself(
     assert [[(each.name, each.num_turns) for each in sample.tenants] for sample in history] == [
         [("support", 2)]
     ] * 3
-    assert own.report() != b""
-    assert own.report() == b""  # a moment ago
+    assert own.report("h:1") != b""
+    assert own.report("h:1") == b""  # a moment ago
+    assert [each.address for each in own.answer(None, 0).replicas] == ["h:1"]
 
 
 def test_the_directory_answers_for_all_and_replicas_do_not_hear_it_of_each_other(file: Path) -> None:
@@ -231,12 +223,12 @@ def test_the_directory_answers_for_all_and_replicas_do_not_hear_it_of_each_other
         assert [each.status for each in heard] == [b"", b""]
         address = f"127.0.0.1:{config.port}"
         with pytest.raises(grpc.RpcError, match="authorization: got none"):
-            await asyncio.to_thread(status_of, address)
-        everything = await asyncio.to_thread(status_of, address, operator)
+            await asyncio.to_thread(status_told, address)
+        everything = await asyncio.to_thread(status_told, address, operator)
         assert [each.address for each in everything.replicas] == ["h:1", "h:2"]
         assert {each.name for each in everything.tenants} == {"support", "sales", "(unknown)"}
         assert [each.reason for each in everything.refusals] == [teacher.REASON_ACCESS_DENIED]
-        own = await asyncio.to_thread(status_of, address, team)
+        own = await asyncio.to_thread(status_told, address, team)
         assert [each.name for each in own.tenants] == ["support"]
         assert own.refusals == []
         assert deployment._server is not None
@@ -254,7 +246,7 @@ def test_a_status_that_fails_takes_no_replica_from_the_students(
     server = start_server()
     monkeypatch.setattr(server.engine, "load", None)
     own = OwnStatus(server.engine, server.config, None)
-    assert (own.report(), own.report()) == (b"", b"")
+    assert (own.report("h:1"), own.report("h:1")) == (b"", b"")
     turn(connect(server.address))
 
     async def run() -> None:

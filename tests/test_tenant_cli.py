@@ -120,6 +120,22 @@ def test_limits_are_taken_away_by_name(file: Path) -> None:
     assert "--no-limit" in invoke("change", file, "support", "--no-limit", "weight", code=2)
 
 
+def test_an_operator_is_one_until_that_is_taken_away(file: Path) -> None:
+    token = invoke("add", file, "platform", "--operator")
+    other = invoke("add", file, "support")
+    gate = Gate(file)
+    assert gate.admit(bearer(token)).operator
+    assert not gate.admit(bearer(other)).operator
+    assert {each["name"]: each["operator"] for each in json.loads(invoke("list", file, "--json"))} == {
+        "platform": True,
+        "support": False,
+    }
+    invoke("change", file, "platform", "--weight", 2)
+    assert gate.admit(bearer(token)).operator
+    invoke("change", file, "platform", "--no-operator")
+    assert not gate.admit(bearer(token)).operator
+
+
 def test_a_team_is_removed_once_it_has_no_good_token(file: Path) -> None:
     for name in ("support", "sales", "search"):
         invoke("add", file, name)

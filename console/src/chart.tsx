@@ -59,7 +59,7 @@ export function Chart(props: Props) {
       <ul class="legend" aria-hidden="true">
         {last.map(({ name, value }) => (
           <li key={name}>
-            <Key name={colourOf(name)} dashes={props.stacked === true ? [] : pattern(name)} /> {name}{" "}
+            <Key name={colourOf(name)} dashes={props.stacked === true || props.filled === true ? [] : pattern(name)} /> {name}{" "}
             <span class="value">{value == null ? "–" : show(value)}</span>
           </li>
         ))}
@@ -146,10 +146,10 @@ function options(props: Props, colourOf: (name: string) => string, width: number
     ...size(width),
     legend: { show: false },
     cursor: { sync: { key: "console" }, y: false, drag: { x: false, y: false } },
-    padding: [8, 8, 0, 0],
+    padding: [8, 20, 0, 0],
     scales: { y: { range: (_, _low, high) => [0, max ?? (high > 0 ? high * 1.1 : 1)] } },
     axes: [
-      { ...axis, size: 28, space: 70, values: (_, splits) => splits.map((each) => clock(each).slice(0, 5)) },
+      { ...axis, size: 28, space: 80, values: (_u, splits, _i, _s, step) => splits.map((each) => timeOf(each, step)) },
       { ...axis, size: 56, space: 36, values: (_, splits) => splits.map((each) => show(each)) },
     ],
     series: [
@@ -168,6 +168,10 @@ function options(props: Props, colourOf: (name: string) => string, width: number
       : {}),
   };
 }
+
+const HOUR_AND_MINUTE = "00:00".length;
+const timeOf = (timeS: number, stepS: number): string =>
+  stepS < 60 ? clock(timeS) : clock(timeS).slice(0, HOUR_AND_MINUTE);
 
 /** Changes when the colours do, so that charts are drawn anew. */
 function useTheme(): boolean {

@@ -57,11 +57,11 @@ function AllShares({ history, status }: { history: Sample[]; status: Status }) {
 
 function OwnShare({ history, status }: { history: Sample[]; status: Status }) {
   const minute = recent(history, 60);
-  const compute = [...minute.compute.values()].reduce((sum, value) => sum + value, 0);
+  const compute = sum(minute.compute);
   const own = each(compute, minute.seconds * Math.max(1, status.replicas.length));
   const samples = history.slice(-30);
   const all = each(
-    samples.reduce((sum, sample) => sum + sample.busy_share, 0),
+    samples.reduce((total, sample) => total + sample.busy_share, 0),
     samples.length,
   );
   return (
@@ -85,12 +85,22 @@ function OwnShare({ history, status }: { history: Sample[]; status: Status }) {
               <Bar share={all} colour="tenant-others" />
             </td>
           </tr>
+          <tr>
+            <th scope="row">A turn's wait</th>
+            <td class="number">{millis(1000 * each(sum(minute.queue), minute.turns))}</td>
+          </tr>
+          <tr>
+            <th scope="row">A turn's compute</th>
+            <td class="number">{millis(1000 * each(compute, minute.turns))}</td>
+          </tr>
         </tbody>
       </table>
       <p class="hint">While the service is full, each team gets its part by weight; what one leaves, others take.</p>
     </section>
   );
 }
+
+const sum = (values: Map<string, number>): number => [...values.values()].reduce((total, value) => total + value, 0);
 
 function Bar({ share, due, colour }: { share: number; due?: number; colour: string }) {
   return (

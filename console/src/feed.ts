@@ -50,6 +50,14 @@ export class Feed {
     void this.ask();
   }
 
+  /** Whether the service wants a token and there is none: asking for its status would be in vain. */
+  private async lacksToken(signal: AbortSignal): Promise<boolean> {
+    if (this.view.status !== null || this.view.hasToken) return false;
+    const response = await fetch("./api/access", { signal });
+    const body: unknown = await response.json();
+    return response.ok && (body as { needs_token?: unknown }).needs_token === true;
+  }
+
   stop(): void {
     document.removeEventListener("visibilitychange", this.onVisibility);
     window.clearTimeout(this.timer);
@@ -100,6 +108,7 @@ export class Feed {
     this.asking = asking;
     const patience = window.setTimeout(() => asking.abort("patience"), PATIENCE_S * 1000);
     try {
+      if (await this.lacksToken(asking.signal)) return this.refused();
       const response = await fetch(`./api/status?history_s=${this.wantedS()}`, {
         headers: this.headers(),
         signal: asking.signal,

@@ -101,7 +101,7 @@ function cacheHits(earlier: Status[], status: Status): [number | null, string] {
   }
   if (rows === 0) return [null, "nothing was read"];
   return rows > rowsBefore
-    ? [(cached - cachedBefore) / (rows - rowsBefore), "last minute"]
+    ? [(cached - cachedBefore) / (rows - rowsBefore), "of late"]
     : [cached / rows, "since the start"];
 }
 

@@ -94,7 +94,7 @@ export function Replicas({ status }: { status: Status }) {
     { name: "Talking", cell: (row) => count(row.num_conversations), isNumber: true },
     { name: "Busy", cell: (row) => <Meter share={row.busy_share} />, isLong: true },
     { name: "Waits", cell: (row) => millis(row.queue_s * 1000), isNumber: true },
-    { name: "Tokens/s", cell: (row) => rate(row.tokens_per_s), isNumber: true },
+    { name: "Tokens/s busy", cell: (row) => rate(row.tokens_per_s), isNumber: true },
     { name: "Turns a pass", cell: (row) => each(row.num_computed, row.num_passes).toFixed(1), isNumber: true },
     {
       name: "Tenants a pass",

@@ -13,12 +13,23 @@ import typer
 
 from preceptor.cli import EXIT_USAGE, config_errors, console, fail, needs_extra
 from preceptor.hosts import is_any, is_loopback
-from services.teacher.environment import serve_environment
+from services.teacher.console_config import DEFAULT_CONSOLE_PORT
+from services.teacher.environment import serve_environment, socket_address
 
 if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
 
 __all__ = ["environment", "serve"]
+
+
+_ShowConsole = Annotated[
+    bool,
+    typer.Option(
+        "--console",
+        help="Serve the console, a page that shows who talks, who waits and who is refused, at the config's "
+        f"port or at {DEFAULT_CONSOLE_PORT}.",
+    ),
+]
 
 
 @needs_extra("service", "ray", "transformers", "safetensors")
@@ -32,6 +43,8 @@ def serve(
         str | None,
         typer.Option(help="`none`: whoever is on this machine may talk, no token is asked for."),
     ] = None,
+    show_console: _ShowConsole = False,
+    console_port: Annotated[int | None, typer.Option(help="The console's port; there is one then.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON on stdout.")] = False,
 ) -> None:
     """Serve a frozen teacher; students talk to the printed address.
@@ -42,7 +55,10 @@ def serve(
 
     On a machine of your own: preceptor serve --auth none
     """
-    settings = _load(config, {"port": port, "auth": auth})
+    given: dict[str, object] = {"port": port, "auth": auth, "console": _console(console_port)}
+    settings = _load(config, given)
+    if show_console and settings.console is None:
+        settings = _load(config, {**given, "console": {}})
     from services.teacher.files import FilesError
     from services.teacher.local import ServeError, serving
 
@@ -53,14 +69,7 @@ def serve(
             with console.status(f"starting teacher {settings.name!r} ({settings.model.family})"):
                 address = stack.enter_context(serving(settings, num_cpus=num_cpus))
             stack.callback(console.print, "stopping")
-            if as_json:
-                facts = {"address": address, "name": settings.name, "any_address": is_any(settings.host)}
-                typer.echo(json.dumps(facts))
-            if settings.insecure and settings.tls is None and not is_loopback(settings.host):
-                console.print(
-                    "[bold yellow]insecure:[/] whoever is on the way reads and changes what is said"
-                )
-            console.print(f"teacher [bold]{settings.name}[/] {_where(settings, address)}; Ctrl-C stops it")
+            _announce(settings, address, as_json=as_json)
             signal.pause()
     except FilesError as error:
         fail(str(error), EXIT_USAGE)
@@ -90,6 +99,37 @@ def environment(
         return
     for name, value in variables.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _announce(settings: ServiceConfig, address: str, *, as_json: bool) -> None:
+    """Says where a service is that is ready."""
+    facts = _facts(settings, address)
+    if as_json:
+        typer.echo(json.dumps(facts))
+    if settings.insecure and settings.tls is None and not is_loopback(settings.host):
+        console.print("[bold yellow]insecure:[/] whoever is on the way reads and changes what is said")
+    if settings.console is not None:
+        console.print(f"its console is at [bold]{facts['console']}[/]")
+    console.print(f"teacher [bold]{settings.name}[/] {_where(settings, address)}; Ctrl-C stops it")
+
+
+def _console(port: int | None) -> dict[str, int] | None:
+    """Returns what a config says of the console; None: nothing."""
+    return None if port is None else {"port": port}
+
+
+def _facts(settings: ServiceConfig, address: str) -> dict[str, object]:
+    """Returns what is told of a service on stdout."""
+    facts: dict[str, object] = {
+        "address": address,
+        "name": settings.name,
+        "any_address": is_any(settings.host),
+    }
+    if settings.console is not None:
+        scheme = "http" if settings.tls is None else "https"
+        host = "NAME" if is_any(settings.host) else settings.host
+        facts["console"] = f"{scheme}://{socket_address(host, settings.console.port)}"
+    return facts
 
 
 def _where(settings: ServiceConfig, address: str) -> str:

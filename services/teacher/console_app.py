@@ -75,7 +75,11 @@ def console_app(source: StatusSource, gate: Gate | None) -> ASGIApp:
     desk = _Desk(source, gate)
     routes = [Route(path, _sender(file), methods=["GET"]) for path, file in console_files().items()]
     app = Starlette(
-        routes=[*routes, Route("/api/status", desk.status, methods=["GET"])],
+        routes=[
+            *routes,
+            Route("/api/access", desk.access, methods=["GET"]),
+            Route("/api/status", desk.status, methods=["GET"]),
+        ],
         exception_handlers={HTTPException: _explain, Exception: _fail},
     )
     app.router.redirect_slashes = False
@@ -94,6 +98,10 @@ class _Desk:
         self._gate = gate
         self._answers = Answers(source)
         self._refusals = RefusalsLog()
+
+    async def access(self, _: Request) -> Response:
+        """Says whether a token is asked for, so that the page asks for one first."""
+        return JSONResponse({"needs_token": self._gate is not None})
 
     async def status(self, request: Request) -> Response:
         """Answers with the status as JSON, or says why not."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleServer"]
 
+logger = logging.getLogger(__name__)
+
 MAX_CONNECTIONS = 128
 PATIENCE_S = 20.0
 
@@ -47,9 +49,21 @@ class ConsoleServer:
         self._host, self._port = config.host, config.console.port
         self._tls = config.tls
         self._app = console_app(source, gate)
+        self._has_warned = False
         self._listener: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
+
+    async def keep_up(self) -> None:
+        """Starts to listen unless it does; what is in the way is told once, and tried again next time."""
+        if self._server is not None:
+            return
+        try:
+            await self.start()
+        except (OSError, ValueError) as error:
+            if not self._has_warned:
+                logger.warning("nobody can look at the console yet: port %d: %s", self._port, error)
+            self._has_warned = True
 
     async def start(self) -> None:
         """Starts to listen.

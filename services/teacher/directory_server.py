@@ -20,6 +20,7 @@ from services.teacher.access import answer_status, is_blind, is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.connections import CONNECTION_OPTIONS
+from services.teacher.console_server import ConsoleServer
 from services.teacher.directory import Directory
 from services.teacher.environment import socket_address
 from services.teacher.gate import gate_of
@@ -55,6 +56,7 @@ class DirectoryDeployment:
         self._directory = Directory()
         self._board = StatusBoard(config.name)
         self._server: grpc.aio.Server | None = None
+        self._console = None if config.console is None else ConsoleServer(config, self._board, self._gate)
         self._starting = asyncio.Lock()
         self._has_warned = self._has_failed = False
 
@@ -67,6 +69,8 @@ class DirectoryDeployment:
         async with self._starting:
             if self._server is None:
                 self._server = await self._start()
+            if self._console is not None:
+                await self._console.keep_up()
         self._hear(report)
         return self._directory.report(replace(report, status=b""))  # replicas need not know it of each other
 

@@ -126,6 +126,13 @@ def _check_ports_free(config: ServiceConfig) -> None:
     problem = _port_problem(config.host, config.port)
     if problem is not None:
         raise ServeError(f"port: can't listen on {config.host}:{config.port} ({problem}); choose another one")
+    if config.console is not None:
+        problem = _port_problem(config.host, config.console.port)
+        if problem is not None:
+            raise ServeError(
+                f"console.port: can't listen on {config.host}:{config.console.port} ({problem}); "
+                "choose another one"
+            )
     ports = replica_ports(config)
     num_free = sum(_port_problem(config.host, port) is None for port in ports)
     if num_free < config.num_replicas:

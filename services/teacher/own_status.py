@@ -40,9 +40,6 @@ class OwnStatus:
         config: the operator's.
         gate: knows the tenants' shares; None: as the config says.
         clock: seconds of the epoch.
-
-    Attributes:
-        address: HOST:PORT of the replica.
     """
 
     def __init__(
@@ -52,18 +49,23 @@ class OwnStatus:
         gate: Gate | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.address = socket_address(config.host, config.port)
         self._engine = engine
         self._weights: Mapping[str, float] = config.engine.tenant_weights if gate is None else gate.weights
         self._clock = clock
-        self._board = StatusBoard(config.name, clock)
+        self._teacher = config.name
         self._reported_s = self._looked_s = 0.0
         self._has_failed = False
-        self.look()
+        self._begin(socket_address(config.host, config.port))
 
-    def report(self) -> bytes:
-        """Returns what the directory is told: a `GetStatusResponse`, or nothing if that was a moment ago."""
+    def report(self, address: str) -> bytes:
+        """Returns what the directory is told: a `GetStatusResponse`, or nothing if that was a moment ago.
+
+        Args:
+            address: HOST:PORT of the replica; it is known once students can come.
+        """
         now_s = self._clock()
+        if address != self._address:
+            self._begin(address)
         if 0 <= now_s - self._reported_s < _REPORT_PERIOD_S:
             return b""
         self._reported_s = now_s
@@ -88,6 +90,12 @@ class OwnStatus:
         """See `Signals.refused`."""
         self._engine.signals.refused(tenant, peer, reason, message)
 
+    def _begin(self, address: str) -> None:
+        self._address = address
+        self._board = StatusBoard(self._teacher, self._clock)
+        self._looked_s = 0.0
+        self.look()
+
     @contextlib.contextmanager
     def _undisturbing(self) -> Iterator[None]:
         """Keeps what goes wrong while open from the students."""
@@ -102,7 +110,7 @@ class OwnStatus:
         now_s, signals = self._clock(), self._engine.signals
         return pb.GetStatusResponse(
             time_s=now_s,
-            replicas=[replica_of(self._engine, self.address)],
+            replicas=[replica_of(self._engine, self._address)],
             tenants=self._tenants(now_s),
             conversations=signals.conversations(),
             refusals=signals.refusals(),

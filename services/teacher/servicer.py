@@ -259,7 +259,7 @@ class TeacherServicer:
 
     def report(self, address: str) -> Report:
         """Returns how this replica, whose students reach it at `address`, is now."""
-        self._address = self._status.address = address
+        self._address = address
         return Report(
             address=address,
             num_conversations=len(self._visits),
@@ -267,7 +267,7 @@ class TeacherServicer:
             max_conversations=self._limits.max_conversations,
             max_queued_tokens=self._limits.max_queued_tokens,
             draining=self._closes_at_s is not None,
-            status=self._status.report(),
+            status=self._status.report(address),
         )
 
     def learn(self, reports: Iterable[Report]) -> None:

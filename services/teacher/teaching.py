@@ -64,7 +64,7 @@ class Teaching:
             with_graph: whether a backward pass may follow.
 
         Returns:
-            The passes, and the number of rows of each turn whose reading came from the cache.
+            The passes, and of each turn that needed a reading the number of rows that came from the cache.
         """
         own = self._read(turns)
         # Nothing is read ahead where nothing is kept.

@@ -89,10 +89,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ add1 (int64 .Values.service.port) }}-{{ include "preceptor.lastReplicaPort" . }}
 {{- end -}}
 
-{{/* Where the console is; empty: there is none. */}}
+{{/* The console's port on the head; empty: there is none. */}}
 {{- define "preceptor.consolePort" -}}
-{{- $config := include "preceptor.config" . | fromYaml -}}
-{{- if kindIs "map" $config.console -}}{{ int64 ($config.console.port | default 41480) }}{{- end -}}
+{{- $console := get .Values.teacher.config "console" -}}
+{{- if kindIs "map" $console -}}
+{{ int64 (get $console "port" | default 41480) }}
+{{- end -}}
 {{- end -}}
 
 {{/* What Ray's processes need before they start: services/teacher/environment.py, to the letter. */}}
