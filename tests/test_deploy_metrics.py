@@ -1,4 +1,4 @@
-"""The teacher's chart: Prometheus finds its pods, Grafana its dashboard, people the console."""
+"""The teacher's chart: Prometheus finds its pods, and Grafana its dashboard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import helm_python
 import pytest
 
 from deploy.dashboard import DASHBOARD
-from services.teacher.console_config import DEFAULT_CONSOLE_PORT
 from tests.charts import clusters_of, crd_problems, manifest, problems, render, rendered, templates_of
 
 
@@ -85,26 +84,3 @@ def test_grafana_is_given_the_dashboard_as_it_is() -> None:
 
 def test_neither_is_there_unless_it_is_asked_for() -> None:
     assert kinds_of(rendered("cpu")) == {"RayService", "NetworkPolicy", "PodDisruptionBudget"}
-
-
-def test_the_console_is_on_the_head_for_those_who_may_reach_it() -> None:
-    manifests = rendered("four-gpus")
-    (cluster,) = clusters_of(manifests)
-    head, worker = (template["spec"]["containers"][0]["ports"] for template in templates_of(cluster))
-    assert {"name": "console", "containerPort": DEFAULT_CONSOLE_PORT} in head
-    assert "console" not in {port["name"] for port in worker}
-    assert _console_rules(manifests) == [["ingress"]]
-    values: dict[str, Any] = {"teacher": {"config": {"console": {"port": 41700}}}}
-    assert _console_rules(render("preceptor", values), 41700) == []
-    values["networkPolicy"] = {"consoleNamespaces": ["a", "b"]}
-    assert _console_rules(render("preceptor", values), 41700) == [["a", "b"]]
-    assert _console_rules(render("preceptor", {"networkPolicy": values["networkPolicy"]})) == []
-
-
-def _console_rules(manifests: list[dict[str, Any]], port: int = DEFAULT_CONSOLE_PORT) -> list[list[str]]:
-    """The namespaces of rules that are about the console's port."""
-    return [
-        rule["from"][0]["namespaceSelector"]["matchExpressions"][0]["values"]
-        for rule in manifest(manifests, "NetworkPolicy")["spec"]["ingress"]
-        if rule.get("ports") == [{"protocol": "TCP", "port": port}]
-    ]

@@ -16,12 +16,13 @@ from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse
 from preceptor.v1.status_pb2_grpc import StatusServiceStub
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
+from student_client.config import TrainConfig
 from student_client.run import StudentRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from student_client.config import TrainConfig
 
 __all__ = [
     "NOT_SERVING",
@@ -30,6 +31,7 @@ __all__ = [
     "curve",
     "kill_replica",
     "listeners",
+    "make_config",
     "status_of",
     "status_told",
     "worst_difference",
@@ -123,3 +125,30 @@ def curve(
 
 def worst_difference(got: list[float], expected: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(got, expected, strict=True))
+
+
+def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
+    """Returns a run of a `ToyStudent` on a table of ids and labels."""
+    student = {
+        "factory": "tests.toy_student:ToyStudent",
+        "kwargs": {},
+        "lower": "blocks.0",
+        "upper": "blocks.1",
+        "num_classes_kwarg": "num_classes",
+        **changes.pop("student", {}),
+    }
+    content = {
+        "name": "toy",
+        "output": table.parent / "out",
+        "epochs": 4,
+        "batch_size": 16,
+        "checkpoint_every_epochs": 1,
+        "student": student,
+        "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
+        "teacher": {"address": address},
+        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
+        "losses": {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5},
+        "cpus_per_worker": 0.5,
+        **changes,
+    }
+    return TrainConfig.model_validate(content)
