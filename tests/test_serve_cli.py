@@ -81,6 +81,14 @@ def test_a_text_student_is_trained_by_the_two_commands(
     facts = json.loads(trained.stdout)
     assert facts["test"] >= 0.9  # chance is 0.5
     assert facts["waiting_s"] > 0
+    times = facts["step_times"]
+    assert sum(times.values()) == pytest.approx(2 * times["step_s"])  # the four parts, and their sum
+    assert times["teacher_s"] > 0
+    assert "where a step's time went" not in trained.stderr  # the numbers are in the JSON
+    status = subprocess.run(
+        [PRECEPTOR, "status", address, "--json"], capture_output=True, text=True, check=True
+    )
+    assert max(tenant["num_turns"] for tenant in json.loads(status.stdout)["tenants"]) > 0
     assert (Path(facts["folder"]) / "student.safetensors").exists()
 
     children = psutil.Process(process.pid).children(recursive=True)
