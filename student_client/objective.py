@@ -5,6 +5,7 @@ One module, so that data-parallel wrappers average the codec's gradients like th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from student_client.data import Batch
     from student_client.talk import TeacherTalk
 
-__all__ = ["Objective", "Outcome", "build_objective", "num_tokens", "state_width", "tapped"]
+__all__ = ["DivergedError", "Objective", "Outcome", "build_objective", "num_tokens", "state_width", "tapped"]
+
+
+class DivergedError(ArithmeticError):
+    """A loss is not finite: whatever is trained by it is lost."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,16 @@ class Outcome:
     num_tokens: int
 
     def losses(self) -> dict[str, float]:
-        """Returns "loss", the weighted sum, and each loss by its name."""
-        return {"loss": self.loss.item(), **{name: part.item() for name, part in self.parts.items()}}
+        """Returns "loss", the weighted sum, and each loss by its name.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        losses = {"loss": self.loss.item(), **{name: part.item() for name, part in self.parts.items()}}
+        if not all(math.isfinite(value) for value in losses.values()):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            raise DivergedError(f"losses: got {told}, expected finite numbers; lower the learning rate")
+        return losses
 
 
 class Objective(nn.Module):

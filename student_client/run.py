@@ -127,6 +127,7 @@ class StudentRun:
 
         Raises:
             TeacherError: the conversation failed; see `student_client.errors`.
+            DivergedError: a loss is not finite.
         """
         self._parallel.train()
         self.pace.start_epoch()
