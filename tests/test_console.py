@@ -8,7 +8,6 @@ import http.client
 import json
 import re
 import socket
-import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from services.teacher.tenants import Tenant, Tenants, new_key
 from tests.toy_status import ToySource, console_of, status_of_a_day
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
