@@ -76,9 +76,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with served_console(tmp_path_factory.mktemp("console")) as service:
-        if MAKES_PICTURES:
-            time.sleep(90)
+    wait_s = 90 if MAKES_PICTURES else 0
+    with served_console(tmp_path_factory.mktemp("console"), wait_s) as service:
         yield service
 
 
@@ -115,7 +114,8 @@ def test_an_operator_sees_who_talks_who_waits_and_who_is_refused(
         assert "lower its learning rate" in refused.inner_text()
         assert refused.get_by_role("cell", name="3", exact=True).count() == 1
         await_sees(page, "the student left")
-        await_that(page, lambda: NOTHING not in figures(page))
+        paces = table(page, "Talking now").locator("tbody td:nth-child(6)")
+        await_that(page, lambda: NOTHING not in figures(page) and "0" not in paces.all_inner_texts())
         assert columns(page, "Talking now") == [
             "Tenant",
             "Conversation",
