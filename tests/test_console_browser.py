@@ -38,6 +38,8 @@ PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 PICTURES_DIGEST = PICTURES / "console.sha256"
 MAKES_PICTURES = os.environ.get("PRECEPTOR_PICTURES") == "1"
 MAX_PAGE_BYTES = 200_000
+# Of each element with text of its own: how it stands out from what is behind it.
+CONTRASTS = (Path(__file__).parent / "contrasts.js").read_text()
 NOTHING = "\N{EN DASH}"
 FLAGS = [
     "--headless",
@@ -74,9 +76,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with served_console(tmp_path_factory.mktemp("console")) as service:
-        if MAKES_PICTURES:
-            time.sleep(90)
+    wait_s = 90 if MAKES_PICTURES else 0
+    with served_console(tmp_path_factory.mktemp("console"), wait_s) as service:
         yield service
 
 
@@ -113,7 +114,8 @@ def test_an_operator_sees_who_talks_who_waits_and_who_is_refused(
         assert "lower its learning rate" in refused.inner_text()
         assert refused.get_by_role("cell", name="3", exact=True).count() == 1
         await_sees(page, "the student left")
-        await_that(page, lambda: NOTHING not in figures(page))
+        paces = table(page, "Talking now").locator("tbody td:nth-child(6)")
+        await_that(page, lambda: NOTHING not in figures(page) and "0" not in paces.all_inner_texts())
         assert columns(page, "Talking now") == [
             "Tenant",
             "Conversation",
@@ -203,6 +205,37 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
         page.keyboard.press("Enter")
         page.get_by_label("Your team's token").wait_for()
         assert page.evaluate("sessionStorage.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(browser: Browser, service: Service, scheme: str) -> None:
+    with page_of(browser, 1400, 900, color_scheme=scheme) as page:
+        page.goto(service.url)
+        page.get_by_label("Your team's token").wait_for()
+        found = page.evaluate(CONTRASTS)
+        enter(page, service.url, service.tokens["platform"])
+        table(page, "Refused or failed").wait_for()
+        found += page.evaluate(CONTRASTS)
+    assert len(found) > 50
+    assert [each for each in found if each["ratio"] < 4.5] == []  # WCAG 2, AA
+
+
+def test_a_hidden_tab_asks_rarely_and_says_so(browser: Browser, service: Service) -> None:
+    asked: list[str] = []
+    with page_of(browser, 1400, 900) as page:
+        page.add_init_script(
+            "Object.defineProperty(document, 'hidden', {get: () => window.isHidden === true})"
+        )
+        enter(page, service.url, service.tokens["search"])
+        turn = "document.dispatchEvent(new Event('visibilitychange'))"
+        page.evaluate(f"window.isHidden = true; {turn}")
+        await_sees(page, "Slow: this tab is hidden")
+        page.wait_for_timeout(1500)  # what was under way
+        page.on("request", lambda request: asked.append(request.url))
+        page.wait_for_timeout(4000)
+        assert len(asked) <= 1
+        page.evaluate(f"window.isHidden = false; {turn}")
+        page.get_by_text("Live", exact=True).wait_for()
 
 
 def test_a_wrong_token_is_told_and_the_right_one_leaves_no_trace(browser: Browser, service: Service) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.test_console import ask
 from tests.test_serve import free_port
 
 if TYPE_CHECKING:
@@ -27,15 +28,16 @@ PRECEPTOR = str(Path(sys.executable).parent / "preceptor")
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`preceptor serve` with MiniLM in a process of its own, and the address it prints."""
-    command = [PRECEPTOR, "serve", "examples/text/teacher.yaml", "--port", str(free_port()), "--json"]
+def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """`preceptor serve` with MiniLM and a console in a process of its own, and what it prints."""
+    ports = ["--port", str(free_port()), "--console-port", str(free_port())]
+    command = [PRECEPTOR, "serve", "examples/text/teacher.yaml", *ports, "--json"]
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, (tmp_path / "serve.log").read_text()
-    yield process, json.loads(line)["address"]
+    yield process, json.loads(line)
     if process.poll() is None:
         process.kill()
     process.stdout.close()
@@ -57,9 +59,10 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_text_student_is_trained_by_the_two_commands(
-    served: tuple[subprocess.Popen[str], str], table: Path, tmp_path: Path
+    served: tuple[subprocess.Popen[str], dict[str, str]], table: Path, tmp_path: Path
 ) -> None:
-    process, address = served
+    process, told = served
+    address = told["address"]
     described = subprocess.run(
         [PRECEPTOR, "describe", address, "--json"], capture_output=True, text=True, check=True
     )
@@ -90,6 +93,9 @@ def test_a_text_student_is_trained_by_the_two_commands(
     )
     assert max(tenant["num_turns"] for tenant in json.loads(status.stdout)["tenants"]) > 0
     assert (Path(facts["folder"]) / "student.safetensors").exists()
+    console_port = int(told["console"].rpartition(":")[2])
+    _, _, status = ask(console_port, "/api/status")
+    assert [each["why"] for each in json.loads(status)["conversations"]] == ["the student left"]
 
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
@@ -98,13 +104,14 @@ def test_a_text_student_is_trained_by_the_two_commands(
     assert alive == []
 
 
-def test_a_taken_port_is_told_before_anything_is_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--port", "--console-port"])
+def test_a_taken_port_is_told_before_anything_is_started(option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         result = subprocess.run(
-            [PRECEPTOR, "serve", "--auth", "none", "--port", port],
+            [PRECEPTOR, "serve", "--auth", "none", option, port],
             capture_output=True,
             text=True,
             check=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def served_console(folder: Path) -> Iterator[Service]:
+def served_console(folder: Path, wait_s: float = 0) -> Iterator[Service]:
     """A bare server with a console, and three teams that train."""
     weights = {**{name: weight for name, (_, _, weight) in TEAMS.items()}, "platform": 1.0}
     keys = {name: new_key(name) for name in weights}
@@ -60,6 +61,7 @@ def served_console(folder: Path) -> Iterator[Service]:
             stack.enter_context(team(address, token_file, num_rows, pause_s))
         assert config.console is not None
         url = f"http://127.0.0.1:{config.console.port}/"
+        time.sleep(wait_s)
         _say_nan(address, keys["ads"][0])
         yield Service(url, {name: token for name, (token, _) in keys.items()}, address)
 

@@ -146,7 +146,7 @@ function options(props: Props, colourOf: (name: string) => string, width: number
     ...size(width),
     legend: { show: false },
     cursor: { sync: { key: "console" }, y: false, drag: { x: false, y: false } },
-    padding: [8, 20, 0, 0],
+    padding: [8, 28, 0, 0],
     scales: { y: { range: (_, _low, high) => [0, max ?? (high > 0 ? high * 1.1 : 1)] } },
     axes: [
       { ...axis, size: 28, space: 80, values: (_u, splits, _i, _s, step) => splits.map((each) => timeOf(each, step)) },
