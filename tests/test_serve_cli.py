@@ -94,8 +94,8 @@ def test_a_text_student_is_trained_by_the_two_commands(
     assert max(tenant["num_turns"] for tenant in json.loads(status.stdout)["tenants"]) > 0
     assert (Path(facts["folder"]) / "student.safetensors").exists()
     console_port = int(told["console"].rpartition(":")[2])
-    _, _, status = ask(console_port, "/api/status")
-    assert [each["why"] for each in json.loads(status)["conversations"]] == ["the student left"]
+    _, _, page = ask(console_port, "/api/status")
+    assert [each["why"] for each in json.loads(page)["conversations"]] == ["the student left"]
 
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
