@@ -60,9 +60,9 @@ class ConsoleServer:
             return
         try:
             await self.start()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, students find the replicas
             if not self._has_warned:
-                logger.warning("nobody can look at the console yet: port %d: %s", self._port, error)
+                logger.warning("nobody can look at the console yet: port %d: %r", self._port, error)
             self._has_warned = True
 
     async def start(self) -> None:
@@ -73,13 +73,18 @@ class ConsoleServer:
             ValueError: the certificates can't be read.
         """
         tls = None if self._tls is None else RenewedContext(self._tls)
-        self._listener = _listener(self._host, self._port)
         # Not `serve`, which would take the process's signals for itself.
         server = uvicorn.Server(_config(self._app, tls))
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
-        await server.startup([self._listener])
-        self._server, self._task = server, asyncio.create_task(server.main_loop())
+        listener = _listener(self._host, self._port)
+        try:
+            await server.startup([listener])
+        except Exception:
+            listener.close()
+            raise
+        self._listener, self._server = listener, server
+        self._task = asyncio.create_task(server.main_loop())
 
     async def stop(self) -> None:
         """Stops to listen and ends what is open."""
