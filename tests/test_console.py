@@ -221,13 +221,13 @@ def test_connections_that_say_nothing_are_in_nobodys_way_and_end(
         assert ask(port, "/api/status")[0] == 200
         for line in lines:
             line.settimeout(30)
-            assert _is_over(line)
+            assert is_over(line)
     finally:
         for line in lines:
             line.close()
 
 
-def _is_over(line: socket.socket) -> bool:
+def is_over(line: socket.socket) -> bool:
     try:
         return line.recv(1) == b""
     except ConnectionError:

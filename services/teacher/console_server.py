@@ -18,8 +18,6 @@ from services.teacher.console_app import console_app
 from services.teacher.tls_files import RenewedContext
 
 if TYPE_CHECKING:
-    import ssl
-
     from services.teacher.config import ServiceConfig
     from services.teacher.console_app import StatusSource
     from services.teacher.gate import Gate
@@ -73,16 +71,24 @@ class ConsoleServer:
             ValueError: the certificates can't be read.
         """
         tls = None if self._tls is None else RenewedContext(self._tls)
-        # Not `serve`, which would take the process's signals for itself.
-        server = uvicorn.Server(_config(self._app, tls))
+        # Not `serve`, which would take the process's signals for itself; nor `startup`, which lets those
+        # stay for a minute that never speak TLS.
+        server = uvicorn.Server(_config(self._app))
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
         listener = _listener(self._host, self._port)
         try:
-            await server.startup([listener])
+            at_port = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(server.config, server.server_state, app_state={}),
+                sock=listener,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else PATIENCE_S,
+                backlog=_BACKLOG,
+            )
         except Exception:
             listener.close()
             raise
+        server.servers, server.started = [at_port], True
         self._listener, self._server = listener, server
         self._task = asyncio.create_task(server.main_loop())
 
@@ -129,7 +135,7 @@ class _Connection(H11Protocol):
         self._due = self.loop.call_later(PATIENCE_S, self.transport.abort)
 
 
-def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _config(app: Any) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it would tell of each broken request
     return uvicorn.Config(
         app,
@@ -141,8 +147,6 @@ def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-        backlog=_BACKLOG,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 
