@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from benchmarks.certificates import Authority
+from services.teacher import console_server
 from services.teacher.config import ServiceConfig, TlsConfig
-from tests.test_console import ask
+from tests.test_console import ask, is_over
 from tests.toy_status import ToySource, console_of, status_of_a_day
 
 if TYPE_CHECKING:
@@ -43,6 +45,18 @@ def test_tls_is_the_services_and_its_certificate_is_renewed(tmp_path: Path, sour
         assert ask(port, "/api/status", context=trusting(other))[0] == 200
         (tmp_path / "server.key").write_text("half of a key")
         assert ask(port, "/api/status", context=trusting(other))[0] == 200
+
+
+def test_connections_that_never_speak_tls_end(
+    tmp_path: Path, source: ToySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_server, "PATIENCE_S", 4.0)
+    authority = Authority(tmp_path, "one")
+    with console_of(OPEN.model_copy(update={"tls": issued(authority)}), source) as port:
+        with socket.create_connection(("127.0.0.1", port), 30) as silent:
+            assert ask(port, "/api/status", context=trusting(authority))[0] == 200
+            assert is_over(silent)
+        assert ask(port, "/api/status", context=trusting(authority))[0] == 200
 
 
 def test_where_students_show_certificates_so_does_who_looks(tmp_path: Path, source: ToySource) -> None:

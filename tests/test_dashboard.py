@@ -1,4 +1,4 @@
-"""The dashboard shows all that the service exports, and nothing else; `test_serve.py` asks Prometheus."""
+"""The dashboard shows all that is exported, and nothing else; `test_signals_serve.py` asks Prometheus."""
 
 from __future__ import annotations
 

@@ -70,7 +70,10 @@ def test_prometheus_finds_what_the_directory_says_and_turns_have_spans(
     talk.close()
     path = service.signals.traces
     assert path is not None
-    spans = spans_in(Path(path))
+    deadline_s = time.monotonic() + 30
+    while len(spans := spans_in(Path(path))) < 25:  # written each second
+        assert time.monotonic() < deadline_s, spans
+        time.sleep(0.2)
     assert Counter(span.name for span in spans) == {"turn": 7, "queue": 6, "batch": 6, "compute": 6}
     assert {span.parent for span in spans if span.name == "turn"} == {f"0x{1:016x}"}
     (replica,) = {span.attributes["replica"] for span in spans if span.name == "turn"}

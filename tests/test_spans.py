@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ from tests.toy_frames import Desk, backward, exchange, observe, opening, set_cod
 from tests.toy_traces import by_id, children, spans_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from opentelemetry.sdk.trace import ReadableSpan
 
     from preceptor.v1 import teacher_pb2 as pb
     from services.teacher.engine import Engine
@@ -213,6 +216,24 @@ def test_a_collector_that_is_away_is_told_of_once_and_holds_nobody_up(
     tracing.close()
     (record,) = caplog.records
     assert "gets no spans: it does not answer" in record.message
+
+
+def test_a_collector_that_is_away_at_the_end_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def send(spans: Sequence[ReadableSpan]) -> str:
+        tried.append(len(spans))
+        while not tracing._is_closing:
+            time.sleep(0.01)
+        return "it does not answer"
+
+    monkeypatch.setattr("preceptor.tracing._collector", lambda _: send)
+    monkeypatch.setattr("preceptor.tracing._MAX_BATCH", 10)
+    tracing = Tracing("otlp://collector:4317", "teacher")
+    for _ in range(100):
+        tracing.tracer.start_span("lost").end()
+    tracing.close()
+    assert tried == [10]
 
 
 @pytest.mark.parametrize("target", ["", "http://collector:4317", "otlp://collector", "otlp://a:b@host:4317"])

@@ -118,6 +118,17 @@ def test_a_replica_that_was_silent_for_a_while_is_not_counted_twice(service: Ser
     assert len(service.board.answer(None).replicas) == 1
 
 
+def test_nor_is_one_that_was_silent_until_it_was_forgotten(service: Service) -> None:
+    service.hear("h:1", a=3)
+    service.now_s += 700
+    assert service.turns() == {"a": 3}
+    service.hear("h:1", a=4)
+    assert service.turns() == {"a": 3}  # what it did meanwhile is not known any more
+    service.now_s += 1
+    service.hear("h:1", a=6)
+    assert service.turns() == {"a": 5}
+
+
 def test_conversations_of_a_replica_that_went_are_closed(service: Service) -> None:
     service.hear("h:1", a=3)
     service.now_s += 10

@@ -11,6 +11,7 @@ import torch
 
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
+from services.teacher import access
 from services.teacher.config import ServiceConfig
 from services.teacher.directory import Report
 from services.teacher.directory_server import DirectoryDeployment
@@ -101,6 +102,19 @@ def test_nobody_is_told_anything_without_a_good_token(guarded: ToyServer, file: 
     }
     assert {each.name: each.num_refusals for each in told.tenants} == {"(unknown)": 4, "sales": 2}
     assert all(secret not in str(told) for secret in (stranger, elsewhere, operator))
+
+
+def test_a_tenant_that_asks_without_end_is_refused_and_others_are_not(
+    guarded: ToyServer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_statuses", access._Frequency(3, lambda: 7.0))
+    eager, other = invoke("add", file, "sales"), invoke("add", file, "support")
+    for _ in range(3):
+        status_told(guarded.address, eager)
+    with pytest.raises(grpc.RpcError, match="sales asked more than") as refused:
+        status_told(guarded.address, eager)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status_told(guarded.address, other).tenant == "support"
 
 
 def test_a_conversation_that_the_service_ends_says_why(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from preceptor.v1.status_pb2 import GetStatusRequest, GetStatusResponse, TenantStatus
-from preceptor.v1.status_pb2_grpc import StatusServiceStub
+from preceptor.v1.status_pb2 import TenantStatus
 from services.teacher.metrics import exported_names
+from tests.toy_service import status_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from preceptor.v1.status_pb2 import GetStatusResponse
 
 __all__ = ["Found", "await_metrics", "scrape"]
 
@@ -60,9 +61,9 @@ def await_metrics(address: str, tenant: str, num_turns: int) -> None:
         tenant: that has a conversation, and nothing under way.
         num_turns: that it had answered.
     """
-    deadline_s = time.monotonic() + _PATIENCE_S
+    target, deadline_s = address.removeprefix("preceptor://"), time.monotonic() + _PATIENCE_S
     while True:
-        status, found = _status(address), scrape()
+        status, found = status_told(target), scrape()
         problems = [*_problems(status, found, tenant, num_turns)]
         if not problems:
             return
@@ -110,10 +111,3 @@ def _problems(
     for name, tags, value in expected:
         if found.total(name, **tags) != pytest.approx(value):
             yield (name, tags, found.total(name, **tags), value)
-
-
-def _status(address: str) -> GetStatusResponse:
-    with grpc.insecure_channel(address.removeprefix("preceptor://")) as channel:
-        stub: Any = StatusServiceStub(channel)  # type: ignore[no-untyped-call]
-        status: GetStatusResponse = stub.GetStatus(GetStatusRequest(), timeout=30)
-    return status

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+
+from benchmarks.teachers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,9 +74,7 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
 
     command = _command()
     targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        own = f"127.0.0.1:{probe.getsockname()[1]}"
+    own = f"127.0.0.1:{free_port()}"
     config = {
         "global": {"scrape_interval": "1s"},
         "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": targets}]}],

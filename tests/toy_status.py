@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.teachers import free_port
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2
 from services.teacher.console_config import ConsoleConfig
@@ -49,7 +49,7 @@ class ToySource:
 @contextlib.contextmanager
 def console_of(config: ServiceConfig, source: Any, port: int = 0) -> Iterator[int]:
     """Serves a console on an event loop of its own thread; yields its port."""
-    port = port or _free_port()
+    port = port or free_port()
     config = config.model_copy(update={"console": ConsoleConfig(port=port)})
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="console", daemon=True)
@@ -63,13 +63,6 @@ def console_of(config: ServiceConfig, source: Any, port: int = 0) -> Iterator[in
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def status_of_a_day(now_s: float = NOW_S, num_samples: int = 300) -> pb.GetStatusResponse:

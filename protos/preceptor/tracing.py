@@ -112,8 +112,9 @@ class Tracing:
         self._resource = Resource.create(
             {"service.name": service, "service.version": __version__, **(facts or {})}
         )
+        self._is_closing = False
         self._processor = BatchSpanProcessor(
-            _exporter(target),
+            _exporter(target, lambda: self._is_closing),
             max_queue_size=_MAX_QUEUED,
             schedule_delay_millis=_BATCH_MS,
             max_export_batch_size=_MAX_BATCH,
@@ -166,12 +167,13 @@ class Tracing:
         return context
 
     def close(self) -> None:
-        """Sends what there is, within a few seconds, and ends the thread."""
+        """Sends what there is, within a few seconds if the collector is away, and ends the thread."""
+        self._is_closing = True
         self._provider.shutdown()
 
 
-def _exporter(target: str) -> SpanExporter:
-    """Returns what sends batches to a target, and says once that it can't."""
+def _exporter(target: str, is_closing: Callable[[], bool]) -> SpanExporter:
+    """Returns what sends batches to a target, and says once that it can't; at the end it then gives up."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: PLC0415 - optional
 
     send = _collector(target.removeprefix(_SCHEME)) if target.startswith(_SCHEME) else _file(Path(target))
@@ -180,6 +182,8 @@ def _exporter(target: str) -> SpanExporter:
         _has_failed = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            if self._has_failed and is_closing():  # each batch would take its time to fail
+                return SpanExportResult.FAILURE
             problem = send(spans)
             if problem and not self._has_failed:
                 logger.warning("traces: %s gets no spans: %s", target, problem)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
 from preceptor.v1.status_pb2 import GetStatusResponse
-from preceptor.v1.teacher_pb2 import REASON_ACCESS_DENIED
+from preceptor.v1.teacher_pb2 import REASON_ACCESS_DENIED, REASON_OVERLOADED
 from services.teacher.audit import RefusalsLog
 from services.teacher.gate import AccessDeniedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from preceptor.v1.status_pb2 import GetStatusRequest
     from preceptor.v1.teacher_pb2 import Reason
     from services.teacher.gate import Gate, Pass
@@ -29,6 +33,35 @@ __all__ = [
 ]
 
 _refusals = RefusalsLog()
+
+# Each takes milliseconds of the event loop that answers students, up to fifty with a long history.
+_MAX_STATUSES_PER_S = 20
+
+
+class _Frequency:
+    """Says who asks too often.
+
+    Args:
+        max_per_s: times in a second.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, max_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_per_s = max_per_s
+        self._clock = clock
+        self._second = 0
+        self._asked: Counter[str] = Counter()
+
+    def allows(self, tenant: str) -> bool:
+        """Counts that a tenant asks; returns whether it may."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._asked = second, Counter()
+        self._asked[tenant] += 1
+        return self._asked[tenant] <= self._max_per_s
+
+
+_statuses = _Frequency(_MAX_STATUSES_PER_S)
 
 
 class RefusalsBook(Protocol):
@@ -77,11 +110,18 @@ async def is_denied(gate: Gate | None, context: Any, book: RefusalsBook) -> bool
 async def answer_status(
     request: GetStatusRequest, gate: Gate | None, context: Any, book: SupportsStatus
 ) -> GetStatusResponse:
-    """Answers GetStatus with what the caller may see."""
+    """Answers GetStatus with what the caller may see; a tenant that asks without end is refused."""
     try:
         shown = None if gate is None else await admit(gate, context)
     except AccessDeniedError as error:
         deny(context, error, book)
+        return GetStatusResponse()
+    if shown is not None and not _statuses.allows(shown.tenant):
+        often = ValueError(f"status: {shown.tenant} asked more than {_MAX_STATUSES_PER_S} times in a second")
+        refuse(shown.tenant, context, often, REASON_OVERLOADED, book)
+        if context is not None:
+            context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+            context.set_details(str(often))
         return GetStatusResponse()
     return book.answer(shown, request.history_s)
 

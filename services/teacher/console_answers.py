@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 
+from services.teacher.history import HISTORY_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,12 +30,17 @@ _MAX_AGE_S = 0.5
 _MAX_KEPT = 64
 _QUICK = 1  # gzip's level: JSON shrinks to a tenth anyway
 _STEP_S = 10
+_FEW_S = 60  # who asks for more gets all that there is
 
 
 @dataclass
 class _Answer:
     made_s: float
     text: asyncio.Future[bytes]
+
+    def is_good(self, now_s: float) -> bool:
+        """Whether it is not old; one that is still being written is as new as any."""
+        return not self.text.done() or now_s - self.made_s <= _MAX_AGE_S
 
 
 class Answers:
@@ -58,15 +65,22 @@ class Answers:
             history_s: seconds of samples that it wants; it may get some more.
             packed: whether it takes gzip.
         """
-        key = shown, -(-history_s // _STEP_S) * _STEP_S, packed
+        steps_s = -(-history_s // _STEP_S) * _STEP_S
+        key = shown, steps_s if steps_s <= _FEW_S else int(HISTORY_S), packed
         answer = self._answers.get(key)
-        if answer is None or self._clock() - answer.made_s > _MAX_AGE_S:
+        if answer is None or not answer.is_good(self._clock()):
             # A task of its own: who asked first may go away before it is done.
             answer = self._answers[key] = _Answer(self._clock(), asyncio.ensure_future(self._write(*key)))
             self._answers.move_to_end(key)
-            while len(self._answers) > _MAX_KEPT:
-                self._answers.popitem(last=False)
+            self._forget()
         return await asyncio.shield(answer.text)
+
+    def _forget(self) -> None:
+        """Drops the oldest; not those that somebody waits for, which would be written twice."""
+        num_over = len(self._answers) - _MAX_KEPT
+        over = [key for key, each in self._answers.items() if each.text.done()][: max(num_over, 0)]
+        for key in over:
+            del self._answers[key]
 
     async def _write(self, shown: Pass | None, history_s: int, packed: bool) -> bytes:  # noqa: FBT001
         async with self._writing:

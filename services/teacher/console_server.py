@@ -18,8 +18,6 @@ from services.teacher.console_app import console_app
 from services.teacher.tls_files import RenewedContext
 
 if TYPE_CHECKING:
-    import ssl
-
     from services.teacher.config import ServiceConfig
     from services.teacher.console_app import StatusSource
     from services.teacher.gate import Gate
@@ -60,9 +58,9 @@ class ConsoleServer:
             return
         try:
             await self.start()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, students find the replicas
             if not self._has_warned:
-                logger.warning("nobody can look at the console yet: port %d: %s", self._port, error)
+                logger.warning("nobody can look at the console yet: port %d: %r", self._port, error)
             self._has_warned = True
 
     async def start(self) -> None:
@@ -73,13 +71,26 @@ class ConsoleServer:
             ValueError: the certificates can't be read.
         """
         tls = None if self._tls is None else RenewedContext(self._tls)
-        self._listener = _listener(self._host, self._port)
-        # Not `serve`, which would take the process's signals for itself.
-        server = uvicorn.Server(_config(self._app, tls))
+        # Not `serve`, which would take the process's signals for itself; nor `startup`, which lets those
+        # stay for a minute that never speak TLS.
+        server = uvicorn.Server(_config(self._app))
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
-        await server.startup([self._listener])
-        self._server, self._task = server, asyncio.create_task(server.main_loop())
+        listener = _listener(self._host, self._port)
+        try:
+            at_port = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(server.config, server.server_state, app_state={}),
+                sock=listener,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else PATIENCE_S,
+                backlog=_BACKLOG,
+            )
+        except Exception:
+            listener.close()
+            raise
+        server.servers, server.started = [at_port], True
+        self._listener, self._server = listener, server
+        self._task = asyncio.create_task(server.main_loop())
 
     async def stop(self) -> None:
         """Stops to listen and ends what is open."""
@@ -124,7 +135,7 @@ class _Connection(H11Protocol):
         self._due = self.loop.call_later(PATIENCE_S, self.transport.abort)
 
 
-def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _config(app: Any) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it would tell of each broken request
     return uvicorn.Config(
         app,
@@ -136,8 +147,6 @@ def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-        backlog=_BACKLOG,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
 
 

@@ -98,7 +98,9 @@ class StatusBoard:
             before = None
         # What a replica did before this board was there is no news.
         is_news = before is not None or heard.began_s >= self._began_s
-        self._add(heard, before, is_news=is_news)
+        # One that was silent until it was forgotten was counted, up to then.
+        was_forgotten = before is None and self._began_s <= heard.began_s < heard.heard_s - HISTORY_S
+        self._add(heard, heard if was_forgotten else before, is_news=is_news)
         self._replicas[address] = heard
         self._look(heard.heard_s)
 
