@@ -242,6 +242,17 @@ def test_it_says_that_the_service_is_away_and_comes_back_by_itself(
         page.get_by_text("Live", exact=True).wait_for()
 
 
+def test_an_answer_that_breaks_off_is_told_and_what_was_known_stays(
+    browser: Browser, service: Service
+) -> None:
+    with page_of(browser, 1400, 900) as page:
+        enter(page, service.url, service.tokens["ads"])
+        page.get_by_text("You are").wait_for()
+        page.route("**/api/status*", lambda route: route.fulfill(body='{"teacher": "min'))
+        page.locator(".state.away").wait_for()
+        assert "ads, and see your own" in page.locator(".facts").inner_text()
+
+
 def test_the_page_is_light_and_quick(
     browser: Browser, service: Service, record_property: Callable[[str, object], None]
 ) -> None:
