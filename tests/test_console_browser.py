@@ -253,6 +253,22 @@ def test_an_answer_that_breaks_off_is_told_and_what_was_known_stays(
         assert "ads, and see your own" in page.locator(".facts").inner_text()
 
 
+def test_a_team_may_be_called_others(browser: Browser, service: Service) -> None:
+    def rename(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('"ads"', '"others"'))
+
+    with page_of(browser, 1400, 900) as page:
+        page.route("**/api/status*", rename)
+        enter(page, service.url, service.tokens["platform"])
+        page.locator("summary").first.click()
+        shown = table(page, "Throughput by tenant")
+        shown.wait_for()
+        column = columns(page, "Throughput by tenant").index("others")
+        cells = shown.locator(f"tbody td:nth-child({column + 1})")
+        await_that(page, lambda: any(each != "0" for each in cells.all_inner_texts()))
+
+
 def test_the_page_is_light_and_quick(
     browser: Browser, service: Service, record_property: Callable[[str, object], None]
 ) -> None:
