@@ -198,13 +198,15 @@ class ConversationHandle:
         blocked_s = self._waiting.blocked_s
         if not blocked_s:
             return "", 0.0
-        text = self._conversation.obstacles.latest[0] if self._conversation else ""
+        conversation = self._conversation  # once: it may be closed meanwhile
+        text = conversation.obstacles.latest[0] if conversation else ""
         return text or "waiting for the teacher", blocked_s
 
     @property
     def num_reconnects(self) -> int:
         """How often the stream had to be opened again."""
-        return max(self._conversation.num_reconnects, 0) if self._conversation else 0
+        conversation = self._conversation
+        return max(conversation.num_reconnects, 0) if conversation else 0
 
     def close(self) -> None:
         """Ends the conversation."""

@@ -29,17 +29,18 @@ _GRACE_S = 30.0
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 _MISTAKE = "a mistake in what was sent; the message names the field"
+_DEFECT = "a defect of the client, or bytes changed on the way: update it, use TLS, tell the maintainers"
 _BY_ITSELF = "nothing: the client sends it again by itself"
 _ADVICE: dict[int, str] = {
-    teacher.REASON_PROTOCOL_VIOLATION: _MISTAKE,
+    teacher.REASON_PROTOCOL_VIOLATION: _DEFECT,
     teacher.REASON_FIELD_INVALID: _MISTAKE,
-    teacher.REASON_TENSOR_INVALID: _MISTAKE,
+    teacher.REASON_TENSOR_INVALID: _DEFECT,
     teacher.REASON_SHAPE_MISMATCH: _MISTAKE,
     teacher.REASON_DATA_TYPE_MISMATCH: _MISTAKE,
     teacher.REASON_NOT_FINITE: "the student sent NaN or infinity: a lower learning rate, clipped gradients",
     teacher.REASON_LIMIT_EXCEEDED: "send less at once; preceptor describe says the limits",
-    teacher.REASON_TURN_CONFLICT: "two processes share one conversation; give each its own",
-    teacher.REASON_CODEC_CONFLICT: "two processes share one conversation; give each its own",
+    teacher.REASON_TURN_CONFLICT: _DEFECT,
+    teacher.REASON_CODEC_CONFLICT: _DEFECT,
     teacher.REASON_TURN_UNKNOWN: _BY_ITSELF,
     teacher.REASON_CODEC_UNKNOWN: _BY_ITSELF,
     teacher.REASON_UNSUPPORTED: "this teacher can't; preceptor describe says what it can",

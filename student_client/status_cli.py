@@ -50,10 +50,10 @@ def status(
 ) -> None:
     """Show how a served teacher is, and how your conversations with it go.
 
-    Of each replica: how long a turn waits there (queue ms) and what share of the time it computes (busy). Of
-    each conversation: how long a turn waits and is computed, the mean. What your team had of the last
-    minute's computation stands beside what its weight gives it. What was refused has its reason, and what to
-    do about it.
+    Of each replica: how long a turn waits there (queue ms), what share of the time it computes (busy), and
+    how many tokens a second while it does. Of each conversation: how long a turn waits and is computed, the
+    mean. What your team had of the last minute's computation stands beside what its weight gives it. What was
+    refused has its reason, and what to do about it.
 
     Who asks with an operator's token, or where no token is asked for, sees everybody; else your team alone.
     The service's own address tells of all replicas, that of one replica of that one.

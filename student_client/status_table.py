@@ -46,7 +46,7 @@ def _replicas(status: pb.GetStatusResponse) -> RenderableType:
     if not status.replicas:
         return Text("no replica takes conversations", style="red")
     table = _table(f"replicas: {len(status.replicas)}", "replica", "up")
-    _numbers(table, "conv.", "queue ms", "busy", "tokens/s", "turns/pass", "cached")
+    _numbers(table, "conv.", "queue ms", "busy", "tokens/s busy", "turns/pass", "cached")
     for replica in status.replicas:
         num_rows = replica.num_cached_rows + replica.num_read_rows
         table.add_row(

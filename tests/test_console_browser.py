@@ -274,6 +274,33 @@ def test_it_says_that_the_service_is_away_and_comes_back_by_itself(
         page.get_by_text("Live", exact=True).wait_for()
 
 
+def test_an_answer_that_breaks_off_is_told_and_what_was_known_stays(
+    browser: Browser, service: Service
+) -> None:
+    with page_of(browser, 1400, 900) as page:
+        enter(page, service.url, service.tokens["ads"])
+        page.get_by_text("You are").wait_for()
+        page.route("**/api/status*", lambda route: route.fulfill(body='{"teacher": "min'))
+        page.locator(".state.away").wait_for()
+        assert "ads, and see your own" in page.locator(".facts").inner_text()
+
+
+def test_a_team_may_be_called_others(browser: Browser, service: Service) -> None:
+    def rename(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('"ads"', '"others"'))
+
+    with page_of(browser, 1400, 900) as page:
+        page.route("**/api/status*", rename)
+        enter(page, service.url, service.tokens["platform"])
+        page.locator("summary").first.click()
+        shown = table(page, "Throughput by tenant")
+        shown.wait_for()
+        column = columns(page, "Throughput by tenant").index("others")
+        cells = shown.locator(f"tbody td:nth-child({column + 1})")
+        await_that(page, lambda: any(each != "0" for each in cells.all_inner_texts()))
+
+
 def test_the_page_is_light_and_quick(
     browser: Browser, service: Service, record_property: Callable[[str, object], None]
 ) -> None:

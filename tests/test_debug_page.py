@@ -14,6 +14,7 @@ from services.teacher.visit import End
 from student_client import InvalidMessageError, TeacherTalk
 from student_client.objective import DivergedError
 from student_client.run import StudentRun
+from student_client.status import advice_on
 from tests.charts import ROOT
 from tests.test_train_run import make_config
 from tests.toy import NUM_IDS
@@ -45,6 +46,13 @@ def test_it_has_every_reason_for_a_refusal() -> None:
     named = " ".join(rows).replace(",", " ").split()
     missing = {name.removeprefix("REASON_") for name, _ in pb.Reason.items()} - set(named)
     assert missing == {"UNSPECIFIED"}
+
+
+def test_status_and_page_call_the_same_a_defect_of_the_client() -> None:
+    defect = advice_on(pb.REASON_TURN_CONFLICT)
+    (row,) = (line for line in chapter("My run was refused").splitlines() if defect in line)
+    names = {f"REASON_{name}" for name in row.split("|")[1].replace(",", " ").split()}
+    assert {name for name, number in pb.Reason.items() if advice_on(number) == defect} == names
 
 
 def test_it_has_every_reason_why_a_conversation_ends() -> None:

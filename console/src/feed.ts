@@ -113,7 +113,8 @@ export class Feed {
         headers: this.headers(),
         signal: asking.signal,
       });
-      const body: unknown = await response.json().catch(() => ({}));
+      // An answer that breaks off is none: it would show a service where nothing is.
+      const body: unknown = response.ok ? await response.json() : null;
       if (this.asking !== asking) return;
       if (response.ok) this.heard(read(body));
       else if (response.status === 401) this.refused();

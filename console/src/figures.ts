@@ -8,7 +8,8 @@ const RATE_S = 10;
 const MINUTE_S = 60;
 const SAMPLE_S = 2;
 export const MAX_SERIES = 7;
-export const OTHERS = "others";
+/** What has no line of its own, with what the service itself does not name; no team is called so. */
+export const OTHERS = "(others)";
 
 export interface Recent {
   seconds: number;
@@ -153,9 +154,10 @@ export function drawn(history: Sample[]): string[] {
   for (const sample of history) {
     for (const tenant of sample.tenants) add(tokens, tenant.name, tenant.num_tokens);
   }
-  const names = [...tokens.keys()].sort((one, other) => (tokens.get(other) ?? 0) - (tokens.get(one) ?? 0));
+  const names = [...tokens.keys()].filter((name) => name !== OTHERS);
+  names.sort((one, other) => (tokens.get(other) ?? 0) - (tokens.get(one) ?? 0));
   const most = names.slice(0, MAX_SERIES).sort();
-  return names.length > MAX_SERIES ? [...most, OTHERS] : most;
+  return tokens.size > most.length ? [...most, OTHERS] : most;
 }
 
 function byTenant(
@@ -166,8 +168,8 @@ function byTenant(
   return names.map((name) => ({
     name,
     values: history.map((sample, index) => {
-      const own = sample.tenants.filter((each) =>
-        name === OTHERS ? !names.includes(each.name) : each.name === name,
+      const own = sample.tenants.filter(
+        (each) => each.name === name || (name === OTHERS && !names.includes(each.name)),
       );
       const sum = (field: "queue_s" | "num_turns" | "num_tokens"): number =>
         own.reduce((total, each) => total + each[field], 0);
