@@ -174,8 +174,11 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return is_of_rows
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the parts of the training loss too, `loss_interact` and so on, and those of a step's time."""
-        if "loss" in logs:
+        """Logs the parts of the training loss too, `loss_interact` and so on, and those of a step's time.
+
+        To what Trainer logs itself, on all processes; what others log stays as it is.
+        """
+        if "loss" in logs and start_time is not None:
             logs.update(self._hooks.means())
             logs.update(self._times.logs(self._mean))
         super().log(logs, start_time)

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,26 +77,30 @@ class Machines:
     def running(self, *lines: str, until: str) -> Iterator[str]:
         """Runs lines, of which the last stays, in a shell while open; yields what says that it is ready."""
         command = ["bash", "-euc", "\n".join([*(self._here(line) for line in lines[:-1]), self._last(lines)])]
-        said = list[str]()
-        with subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
+        with (
+            tempfile.NamedTemporaryFile("w+", dir=self.folder, suffix=".log") as said,
+            subprocess.Popen(
+                command, cwd=self.folder, env=self._environment, stdout=said, stderr=subprocess.STDOUT
+            ) as process,
+        ):
             try:
-                for line in process.stdout:
-                    said.append(line)
-                    if until in line:
-                        break
-                else:
-                    raise AssertionError("".join(said)[-3000:])
-                yield line
+                yield self._await(until, Path(said.name), process)
             finally:
                 self._stop(process.pid)
+
+    @staticmethod
+    def _await(until: str, said: Path, process: subprocess.Popen[bytes]) -> str:
+        """Returns the first line of a process with some words in it."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            has_ended = process.poll() is not None
+            lines = said.read_text().splitlines()
+            for line in lines:
+                if until in line:
+                    return line
+            assert not has_ended, said.read_text()[-3000:]
+            assert time.monotonic() < deadline_s, said.read_text()[-3000:]
+            time.sleep(0.1)
 
     def _last(self, lines: tuple[str, ...]) -> str:
         """Returns the line that stays, so that it is the shell's own process."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +24,7 @@ from tests.toy_page import (
     enter,
     figures,
     is_within,
+    launched,
     page_of,
     table,
 )
@@ -41,37 +41,12 @@ MAX_PAGE_BYTES = 200_000
 # Of each element with text of its own: how it stands out from what is behind it.
 CONTRASTS = (Path(__file__).parent / "contrasts.js").read_text()
 NOTHING = "\N{EN DASH}"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def _skip(why: str) -> NoReturn:
-    if os.environ.get("PRECEPTOR_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"{why}, and PRECEPTOR_REQUIRE_BROWSER is set")
-    pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    try:
-        from playwright import sync_api  # noqa: PLC0415
-    except ImportError:
-        _skip("playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        _skip("no `chromium` on the PATH")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 def logs() -> Iterator[io.StringIO]:
     """What this process logs, as a replica of the teacher "minilm" would."""
-    root = logging.getLogger()
-    before, stream = list(root.handlers), io.StringIO()
+    root, ours = logging.getLogger(), logging.getLogger("services")
+    before, level, stream = list(root.handlers), ours.level, io.StringIO()
     config = ServiceConfig(name="minilm", auth="none", signals=SignalsConfig(logs="json"))
     write_logs_of(config, stream=stream).replica = "10.0.0.1:41501"
     yield stream
     root.handlers[:] = before
+    ours.setLevel(level)
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -51,10 +52,17 @@ def test_a_line_says_when_what_and_where(logs: io.StringIO) -> None:
     }
 
 
-def test_text_stays_as_it_was() -> None:
-    before = list(logging.getLogger().handlers)
-    write_logs_of(ServiceConfig(auth="none"))
-    assert logging.getLogger().handlers == before
+def test_what_is_worth_knowing_is_told_also_as_text(logs: io.StringIO) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    before = list(root.handlers)
+    write_logs_of(ServiceConfig(auth="none"), stream=stream)
+    assert root.handlers == before  # somebody writes lines already
+    root.handlers[:] = []
+    write_logs_of(ServiceConfig(auth="none"), stream=stream)
+    logging.getLogger("services.teacher.gate").info("read anew: %d", 3)
+    logging.getLogger("transformers").info("this is not ours")
+    assert stream.getvalue().endswith(" INFO services.teacher.gate: read anew: 3\n")
+    assert stream.getvalue().count("\n") == 1
 
 
 def test_a_defect_is_logged_with_its_conversation_and_turn_and_the_student_logs_the_same_names(

@@ -55,6 +55,18 @@ def refusal(tenant: str, peer: str = "ipv4:10.0.0.1:1", conversation: str = "") 
     return pb.Refusal(tenant=tenant, peer=peer, conversation=conversation, message=message, count=1)
 
 
+def test_what_is_computed_for_a_student_that_left_is_its_tenants() -> None:
+    signals = Signals()
+    left = conversation(signals, "1", "a", num_turns=1)
+    signals.ended(left, "gone")
+    left.abandoned(num_tokens=5, share_ms=7.0)
+    counts = signals.tenants()["a"].counts
+    assert (counts.num_turns, counts.num_tokens) == (1, 15)
+    assert counts.compute_s == pytest.approx(0.009)
+    (closed,) = signals.conversations()
+    assert closed.num_tokens == 10
+
+
 def test_a_tenant_has_what_its_conversations_have_open_and_closed() -> None:
     signals = Signals()
     first = conversation(signals, "1", "a", num_turns=2)

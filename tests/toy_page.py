@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,11 +23,46 @@ __all__ = [
     "enter",
     "figures",
     "is_within",
+    "launched",
     "page_of",
     "table",
 ]
 
 PATIENCE_MS = 60_000
+
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def _skip(why: str) -> NoReturn:
+    if os.environ.get("PRECEPTOR_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{why}, and PRECEPTOR_REQUIRE_BROWSER is set")
+    pytest.skip(why)
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser without a window; the test is skipped where there is none."""
+    try:
+        from playwright import sync_api  # noqa: PLC0415
+    except ImportError:
+        _skip("playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        _skip("no `chromium` on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @contextlib.contextmanager

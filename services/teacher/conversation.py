@@ -269,6 +269,7 @@ class Conversation:
         if self._turns.find(number) is not kept:  # dropped before it was computed: no gradients can come
             self._engine.forget(kept.turn)
         if self._gone:
+            self.signals.abandoned(kept.turn.num_tokens, result.cost.share_ms)
             return
         kept.shapes = {name: value.shape for name, value in result.values.items()}
         compression, limit = self._compression, self._limits.max_frame_bytes

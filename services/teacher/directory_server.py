@@ -20,7 +20,6 @@ from services.teacher.access import answer_status, is_blind, is_denied
 from services.teacher.audit import write_audit_to
 from services.teacher.certificates import add_port
 from services.teacher.connections import CONNECTION_OPTIONS
-from services.teacher.console_server import ConsoleServer
 from services.teacher.directory import Directory
 from services.teacher.environment import socket_address
 from services.teacher.gate import gate_of
@@ -33,7 +32,9 @@ if TYPE_CHECKING:
 
     from preceptor.v1.status_pb2 import GetStatusRequest
     from services.teacher.config import ServiceConfig
+    from services.teacher.console_server import ConsoleServer
     from services.teacher.directory import Report
+    from services.teacher.gate import Gate
 
 __all__ = ["DirectoryDeployment"]
 
@@ -56,7 +57,7 @@ class DirectoryDeployment:
         self._directory = Directory()
         self._board = StatusBoard(config.name)
         self._server: grpc.aio.Server | None = None
-        self._console = None if config.console is None else ConsoleServer(config, self._board, self._gate)
+        self._console = None if config.console is None else _console_of(config, self._board, self._gate)
         self._starting = asyncio.Lock()
         self._has_warned = self._has_failed = False
 
@@ -139,6 +140,12 @@ class DirectoryDeployment:
         add_health_to_server(self, server)
         await server.start()
         return server
+
+
+def _console_of(config: ServiceConfig, board: StatusBoard, gate: Gate | None) -> ConsoleServer:
+    from services.teacher.console_server import ConsoleServer  # noqa: PLC0415 - where there is one
+
+    return ConsoleServer(config, board, gate)
 
 
 async def _refuse(_request: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:

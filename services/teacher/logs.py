@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["JsonFormatter", "write_logs_of"]
 
 
+_OURS = "services"  # where the loggers of this service's modules are
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
 class JsonFormatter(logging.Formatter):
     """Makes a line of a record: time, level, logger, message, teacher, replica, conversation, turn, error.
 
@@ -61,9 +65,11 @@ def write_logs_of(config: ServiceConfig, replica: str = "", stream: TextIO | Non
     Returns:
         What makes the lines, if they are JSON, so that it can be told the replica.
     """
-    formatter = JsonFormatter(config.name, replica)
-    if config.signals.logs == "json":
+    formatter, root = JsonFormatter(config.name, replica), logging.getLogger()
+    is_json = config.signals.logs == "json"
+    if is_json or not root.handlers:  # where nobody else writes lines, Python writes warnings only
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(formatter)
-        logging.getLogger().handlers[:] = [handler]
+        handler.setFormatter(formatter if is_json else logging.Formatter(_TEXT))
+        root.handlers[:] = [handler]
+    logging.getLogger(_OURS).setLevel(logging.INFO)
     return formatter

@@ -96,6 +96,11 @@ class ConversationSignals:
         if self._delays is not None:
             self._delays.append((self._clock(), queue_ms / 1000))
 
+    def abandoned(self, num_tokens: int, share_ms: float) -> None:
+        """Counts what was computed for a student that had left: its tenant's, also once it has `ended`."""
+        self.counts.num_tokens += num_tokens
+        self.counts.compute_s += share_ms / 1000
+
     def refused(self, failed: teacher.Failed) -> None:
         """Counts what the student is told that something was refused or has failed."""
         self.counts.refusals[failed.reason] += 1
@@ -157,7 +162,9 @@ class Signals:
         status.closed_s, status.why = self.clock(), why
         with self._lock:
             if self._open.pop(conversation.conversation_id, None) is not None:
-                self._tenant(conversation.tenant).counts.add(conversation.counts)
+                counts = self._tenant(conversation.tenant).counts
+                counts.add(conversation.counts)
+                conversation.counts = counts  # what is computed for it from now on
                 self._closed.put(status.id, status.tenant, status)
 
     def refused(self, tenant: str, peer: str, reason: teacher.Reason, message: str) -> None:
