@@ -106,12 +106,13 @@ function cacheHits(earlier: Status[], status: Status): [number | null, string] {
     : [cached / rows, "since the start"];
 }
 
-/** Turns a second of each open conversation, by what it had before. */
+/** Turns a second of each open conversation, by what it had before; of none as long as there is one answer only. */
 export function paces(earlier: Status[], status: Status): Map<string, number> {
   const before = earlier.find((each) => each.time_s > status.time_s - RATE_S) ?? status;
   const seconds = status.time_s - before.time_s;
   const turns = new Map(before.conversations.map((each) => [each.id, each.num_turns]));
   const found = new Map<string, number>();
+  if (seconds <= 0) return found;
   for (const conversation of status.conversations) {
     found.set(conversation.id, each(conversation.num_turns - (turns.get(conversation.id) ?? 0), seconds));
   }

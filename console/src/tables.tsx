@@ -38,6 +38,10 @@ const computeOf = (row: { compute_s: number; num_turns: number }): string =>
 
 export function Talking({ view, status }: { view: View; status: Status }) {
   const pace = paces(view.earlier, status);
+  const paceOf = (id: string) => {
+    const known = pace.get(id);
+    return known === undefined ? "–" : rate(known);
+  };
   const rows = open(status.conversations);
   const columns: (Column<Conversation> | false)[] = [
     { name: "Tenant", cell: (row) => <Name name={row.tenant} />, isHeader: true },
@@ -45,7 +49,7 @@ export function Talking({ view, status }: { view: View; status: Status }) {
     { name: "Replica", cell: (row) => <code>{row.replica || "–"}</code>, isExtra: true },
     { name: "For", cell: (row) => span(status.time_s - row.opened_s), isNumber: true, isExtra: true },
     { name: "Turns", cell: (row) => count(row.num_turns), isNumber: true },
-    { name: "Turns/s", cell: (row) => rate(pace.get(row.id) ?? 0), isNumber: true },
+    { name: "Turns/s", cell: (row) => paceOf(row.id), isNumber: true },
     { name: "Queue a turn", cell: queueOf, isNumber: true },
     { name: "Compute a turn", cell: computeOf, isNumber: true, isExtra: true },
     { name: "Refused", cell: (row) => count(row.num_refusals), isNumber: true, isExtra: true },
