@@ -27,6 +27,7 @@ from tests.toy_page import (
     launched,
     page_of,
     table,
+    type_token,
 )
 
 if TYPE_CHECKING:
@@ -218,8 +219,7 @@ def test_a_wrong_token_is_told_and_the_right_one_leaves_no_trace(browser: Browse
         page.get_by_label("Your team's token").fill("ads.wrong")
         page.keyboard.press("Enter")
         await_sees(page, "This token is not known, or not any more.")
-        page.keyboard.type(service.tokens["ads"])
-        page.keyboard.press("Enter")
+        type_token(page, service.tokens["ads"])
         page.get_by_text("Live", exact=True).wait_for()
         assert page.url == service.url
         assert page.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0

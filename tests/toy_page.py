@@ -26,6 +26,7 @@ __all__ = [
     "launched",
     "page_of",
     "table",
+    "type_token",
 ]
 
 PATIENCE_MS = 60_000
@@ -85,9 +86,15 @@ def enter(page: Page, url: str, token: str) -> None:
     """Signs in with the keyboard alone."""
     page.goto(url)
     page.get_by_label("Your team's token").wait_for()
+    type_token(page, token)
+    page.get_by_text("Live", exact=True).wait_for()
+
+
+def type_token(page: Page, token: str) -> None:
+    """Fills in the form, once it has the focus: it takes that after it is there."""
+    page.locator("input:focus").wait_for()
     page.keyboard.type(token)
     page.keyboard.press("Enter")
-    page.get_by_text("Live", exact=True).wait_for()
 
 
 def table(page: Page, title: str) -> Locator:
