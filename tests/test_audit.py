@@ -37,6 +37,24 @@ def test_strangers_can_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> Non
     assert [line.get("left_out", 0) for line in written(caplog)] == [0, 0, 0, 7, 0]
 
 
+@pytest.mark.parametrize(
+    ("said", "num_tracebacks"),
+    [
+        ("ExecuteBatchError raised in core by servicer method [/Converse]", 0),
+        ("Unexpected [ValueError] raised by servicer method [/Converse]", 1),
+    ],
+)
+def test_a_call_that_is_gone_is_a_line_and_a_defect_keeps_its_traceback(
+    said: str, num_tracebacks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        int("none")
+    except ValueError:
+        logging.getLogger("grpc._cython.cygrpc").exception(said)
+    assert said in caplog.text
+    assert caplog.text.count("Traceback") == num_tracebacks
+
+
 def test_a_team_that_is_refused_fills_its_own_lines_only(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     log = RefusalsLog(max_lines_per_s=1, max_tenants=2, clock=lambda: now[0])

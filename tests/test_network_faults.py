@@ -49,8 +49,9 @@ def secure_server(
     tiny_teacher: Teacher, service_config: ServiceConfig, authority: Authority
 ) -> Iterator[ToyServer]:
     """Under TLS: only it can tell bytes that a broken middlebox repeats from those that were sent."""
-    # Where a stalled network has taken an answer halfway, a ping can't follow it: it counts as unread.
-    limits = service_config.limits.model_copy(update={"max_unread_s": 3.0})
+    # Where a stalled network has taken an answer halfway, a ping can't follow it: it counts as unread or,
+    # once gRPC has all of it, its student as idle.
+    limits = service_config.limits.model_copy(update={"max_unread_s": 3.0, "max_idle_s": 8.0})
     config = service_config.model_copy(update={"tls": tls_of(authority), "limits": limits})
     server = ToyServer(tiny_teacher, config, keepalive_s=1.0)
     server.start()

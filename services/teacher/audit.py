@@ -114,12 +114,15 @@ def write_audit_to(path: Path | None) -> None:
     _audit.propagate = False
 
 
-def _without_header(record: logging.LogRecord) -> bool:
+def _without_what_callers_did(record: logging.LogRecord) -> bool:
     if str(record.msg).startswith("Invalid encoding on"):
         record.msg, record.args = "a call had a header that is not UTF-8", ()
-        record.exc_info = record.exc_text = None
+    elif not record.getMessage().startswith("ExecuteBatchError raised in core"):
+        return True
+    record.exc_info = record.exc_text = None
     return True
 
 
-# gRPC logs a header that it can't decode, before any code of ours sees it, and it may be a token.
-logging.getLogger("grpc._cython.cygrpc").addFilter(_without_header)
+# gRPC logs a header that it can't decode, before any code of ours sees it, and it may be a token; and, with a
+# traceback, each call that is gone before it was answered. Whoever calls can have it do so without end.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_without_what_callers_did)
