@@ -9,32 +9,23 @@ import pytest
 import torch
 
 from preceptor.v1 import teacher_pb2 as pb
-from services.teacher.families import load_teacher
 from services.teacher.visit import End
 from student_client import InvalidMessageError, TeacherTalk
 from student_client.objective import DivergedError
 from student_client.run import StudentRun
 from student_client.status import advice_on
 from tests.charts import ROOT
-from tests.test_train_run import make_config
+from tests.test_train_run import make_config, row_server
 from tests.toy import NUM_IDS
-from tests.toy_server import ToyServer
-from tests.toy_student import row_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.toy_server import ToyServer
+
+__all__ = ["row_server"]
+
 PAGE = (ROOT / "docs" / "debug.md").read_text()
-
-
-@pytest.fixture
-def row_server(tmp_path: Path) -> Iterator[ToyServer]:
-    config = row_config(tmp_path)
-    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
-    server.start()
-    yield server
-    server.close()
 
 
 def chapter(title: str) -> str:

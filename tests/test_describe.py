@@ -84,9 +84,9 @@ def test_a_token_is_shown_in_the_clear_only_if_that_is_said(secure: tuple[str, .
     assert run(*words, "--insecure").exit_code == 4  # it is not there
 
 
-def test_grpcs_own_words_do_not_stand_beside_the_error(secure: tuple[str, ...], tmp_path: Path) -> None:
+def error_of(*words: str) -> str:
+    """Returns all that a command says to people that reaches nobody, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-    words = [*secure[:2], "--ca", str(Authority(tmp_path, "stranger").ca_file)]
     result = subprocess.run(
         [sys.executable, "-c", "from preceptor.cli import main; main()", *words],
         env={**environment, "COLUMNS": "1000"},
@@ -95,5 +95,9 @@ def test_grpcs_own_words_do_not_stand_beside_the_error(secure: tuple[str, ...], 
         check=False,
     )
     assert result.returncode == 4
-    (line,) = result.stderr.splitlines()
+    return result.stderr
+
+
+def test_grpcs_own_words_do_not_stand_beside_the_error(secure: tuple[str, ...], tmp_path: Path) -> None:
+    (line,) = error_of(*secure[:2], "--ca", str(Authority(tmp_path, "stranger").ca_file)).splitlines()
     assert line.startswith("error: no replica of")

@@ -22,7 +22,6 @@ from benchmarks.teachers import free_port
 from preceptor.codec import CodecSpec, TeacherCodec
 from services.teacher.environment import replica_ports
 from student_client import FrameTooLargeError, TeacherClient, TeacherTalk, TeacherUnavailableError
-from student_client.config import TrainConfig
 from student_client.run import StudentRun
 from tests.toy import NUM_IDS
 from tests.toy_frames import exchange, opening, set_codec
@@ -33,6 +32,7 @@ from tests.toy_service import (
     curve,
     kill_replica,
     listeners,
+    make_config,
     status_of,
     worst_difference,
 )
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["free_port"]
 
 pytestmark = pytest.mark.serve
-
-LOSSES = {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -80,32 +78,6 @@ def table(tmp_path: Path) -> Path:
         writer.writerow(["ids", "label"])
         writer.writerows([number % NUM_IDS, number % 2] for number in range(64))
     return path
-
-
-def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
-    student = {
-        "factory": "tests.toy_student:ToyStudent",
-        "kwargs": {},
-        "lower": "blocks.0",
-        "upper": "blocks.1",
-        "num_classes_kwarg": "num_classes",
-        **changes.pop("student", {}),
-    }
-    content = {
-        "name": "toy",
-        "output": table.parent / "out",
-        "epochs": 4,
-        "batch_size": 16,
-        "checkpoint_every_epochs": 1,
-        "student": student,
-        "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
-        "teacher": {"address": address},
-        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
-        "losses": LOSSES,
-        "cpus_per_worker": 0.5,
-        **changes,
-    }
-    return TrainConfig.model_validate(content)
 
 
 def test_all_listen_on_loopback_only_and_no_proxy_serves_grpc(address: str) -> None:

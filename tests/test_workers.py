@@ -21,8 +21,9 @@ from student_client.config import TeacherConfig
 from student_client.errors import TeacherUnavailableError
 from student_client.locks import FolderLockedError, folder_lock
 from student_client.records import METRICS_FILE, STUDENT_FILE, read_metrics, read_new_lines
-from tests.test_serve import free_port, make_config, table
+from tests.test_serve import free_port, table
 from tests.toy_server import ToyServer
+from tests.toy_service import make_config
 from tests.toy_student import row_config
 
 if TYPE_CHECKING:
