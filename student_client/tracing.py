@@ -27,6 +27,8 @@ __all__ = ["here", "stamp", "step", "traces_to", "turn"]
 
 ResultT = TypeVar("ResultT")
 
+_MAX_TRACES_PER_S = 25  # a step is one; a replica has spans for as many, see services/teacher/spans.py
+
 _own: Tracing | None = None
 _asking: ContextVar[trace.Span | None] = ContextVar("asking", default=None)  # the span of the present turn
 
@@ -34,6 +36,8 @@ _asking: ContextVar[trace.Span | None] = ContextVar("asking", default=None)  # t
 @contextlib.contextmanager
 def traces_to(target: str | None, **facts: str) -> Iterator[None]:
     """Sends this process's spans somewhere while open; what is there at the end is sent before it returns.
+
+    The first 25 steps of a second, or turns outside of steps, have spans; of others nothing is kept.
 
     Args:
         target: a file that gets a line of JSON a span, `otlp://HOST:PORT` of a collector, or None.
@@ -46,7 +50,7 @@ def traces_to(target: str | None, **facts: str) -> Iterator[None]:
     if target is None:
         yield
         return
-    before, _own = _own, Tracing(target, "preceptor-student", facts)
+    before, _own = _own, Tracing(target, "preceptor-student", facts, _MAX_TRACES_PER_S)
     try:
         yield
     finally:
@@ -99,7 +103,10 @@ def turn(
     tracer = _tracer()
     if tracer is None:
         return work()
-    parent = None if trace.get_current_span().get_span_context().is_valid else context
+    present = trace.get_current_span().get_span_context()
+    if present.is_valid and not present.trace_flags.sampled:
+        return work()
+    parent = None if present.is_valid else context
     span = tracer.start_span(
         f"preceptor.{kind}", parent, kind=trace.SpanKind.CLIENT, attributes={"preceptor.turn": number}
     )

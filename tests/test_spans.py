@@ -14,8 +14,10 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
+from opentelemetry.sdk.trace import TracerProvider
 
 from benchmarks.teachers import free_port
+from preceptor.sampling import at_most
 from preceptor.tracing import Tracing, check_target, check_tracing_installed, line_of, resolved_target
 from services.teacher.config import ServiceConfig, SignalsConfig
 from services.teacher.spans import ReplicaSpans, parent_of
@@ -143,6 +145,21 @@ def test_a_second_has_so_many_turns_and_traces_that_were_followed_go_on(
     _close(engine)
     turns = [int(span.trace, 16) - 1 for span in spans_in(path) if span.name == "turn"]
     assert turns == [0, 1, 0, 0, 3, 2, 1, 0]
+
+
+def test_the_first_traces_of_a_second_are_kept_and_they_whole() -> None:
+    now_s, kept = [0.0], []
+    tracer = TracerProvider(sampler=at_most(2, clock=lambda: now_s[0]), shutdown_on_exit=False).get_tracer(
+        "test"
+    )
+    for second in (0, 0, 0, 0, 1, 1, 1, 5):
+        now_s[0] = second + 0.5
+        with tracer.start_as_current_span("outer") as outer:
+            now_s[0] += 0.4
+            inner = [tracer.start_span("inner") for _ in range(4)]
+            assert {span.is_recording() for span in inner} == {outer.is_recording()}
+            kept.append(outer.is_recording())
+    assert kept == [True, True, False, False, True, True, False, True]
 
 
 def test_a_line_is_what_the_sdk_would_write(path: Path) -> None:

@@ -15,7 +15,7 @@ from benchmarks.teachers import free_port
 from services.teacher.config import SignalsConfig
 from services.teacher.tenants import Tenant, Tenants, new_key
 from student_client.run import StudentRun
-from student_client.tracing import traces_to
+from student_client.tracing import step, traces_to
 from tests.test_train_run import ALL_LOSSES, make_config
 from tests.toy import NUM_IDS, STUDENT_DIM
 from tests.toy_student import row_config
@@ -166,6 +166,24 @@ def test_a_span_of_the_programs_own_is_the_parent_unless_it_is_not_kept(
     with trace.use_span(trace.NonRecordingSpan(dropped)):
         _talk(talk, server)
     assert not any(named[num_named:])
+
+
+def test_steps_beyond_those_that_a_second_keeps_are_nobodys_spans(
+    seen: tuple[ToyServer, list[str]],
+    connect: Callable[..., TeacherTalk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, named = seen
+    monkeypatch.setattr("student_client.tracing._MAX_TRACES_PER_S", 0)
+    talk, path = connect(server.address), tmp_path / "spans.jsonl"
+    with traces_to(str(path)):
+        with step(0):
+            _talk(talk, server)
+        _talk(talk, server)  # a turn of no step is a trace as well
+    assert len(named) >= 5
+    assert not any(named)
+    assert not path.exists()
 
 
 def test_gradients_asked_for_on_another_thread_belong_to_their_turns_trace(

@@ -7,6 +7,7 @@ asked for.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace.sampling import Sampler
 
 __all__ = [
     "Tracing",
@@ -95,6 +97,7 @@ class Tracing:
         target: a file that is appended to, also by other processes, or `otlp://HOST:PORT`.
         service: "preceptor-teacher", "preceptor-student".
         facts: attributes of all of its spans.
+        max_traces_per_s: that `tracer` begins; of those beyond nothing is kept. None: all are.
 
     Attributes:
         tracer: makes spans of what is going on.
@@ -103,7 +106,13 @@ class Tracing:
         ValueError: what it needs is not installed.
     """
 
-    def __init__(self, target: str, service: str, facts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        service: str,
+        facts: Mapping[str, str] | None = None,
+        max_traces_per_s: int | None = None,
+    ) -> None:
         check_tracing_installed(target)
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - optional
         from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: PLC0415
@@ -120,7 +129,9 @@ class Tracing:
             max_export_batch_size=_MAX_BATCH,
         )
         self._span_of = ReadableSpan
-        self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        self._provider = TracerProvider(
+            resource=self._resource, shutdown_on_exit=False, sampler=_sampler(max_traces_per_s)
+        )
         self._provider.add_span_processor(self._processor)
         self.tracer = self._provider.get_tracer("preceptor", __version__)
 
@@ -170,6 +181,14 @@ class Tracing:
         """Sends what there is, within a few seconds if the collector is away, and ends the thread."""
         self._is_closing = True
         self._provider.shutdown()
+
+
+def _sampler(max_traces_per_s: int | None) -> Sampler:
+    from opentelemetry.sdk.trace.sampling import DEFAULT_ON  # noqa: PLC0415 - optional
+
+    from preceptor.sampling import at_most  # noqa: PLC0415 - needs the same
+
+    return DEFAULT_ON if max_traces_per_s is None else at_most(max_traces_per_s)
 
 
 def _exporter(target: str, is_closing: Callable[[], bool]) -> SpanExporter:
@@ -229,10 +248,11 @@ def _file(path: Path) -> Callable[[Sequence[ReadableSpan]], str]:
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Appends in one piece, since others may append to the file too."""
+    """Appends in one piece, since others may append to the file too; what a full disk cuts off is lost."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     try:
-        os.write(file, content)
+        if os.write(file, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(file)
 

@@ -31,7 +31,7 @@ __all__ = ["ConversationSpans", "ReplicaSpans", "parent_of", "spans_of"]
 
 # A turn's spans cost some 60 microseconds; a teacher that has thousands of turns a second does not spend
 # itself on traces that its students ask for.
-_MAX_TURNS_PER_S = 100
+_MAX_TURNS_PER_S = 50
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 _KIND_OF_ANSWER = {"reply": False, "observation": False, "gradients": True}  # whether it is to a Backward
