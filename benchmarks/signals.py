@@ -1,11 +1,12 @@
 """What do metrics, traces, logs and status cost, and are they all there?
 
-    python -m benchmarks.signals [--seconds 2] [--num-rounds 10]
+    python -m benchmarks.signals [--seconds 2] [--num-rounds 6] [--num-servers 4]
 
 Sixteen tenants talk in small turns, as in `benchmarks.tenants`, to two bare servers of MiniLM in turn. On one
 all signals are on: metrics in a Ray of its own, spans, JSON logs, and a console that asks each second; on the
-other none. Then a student trains one step against the first, and what both told of it is read. Prints, as its
-last line, one JSON object; README.md says what is measured.
+other none. Two processes that do the same differ by some per cent for as long as they live, so this is done
+with several pairs of servers. Then a student trains one step against the last that tells, and what both told
+of it is read. Prints, as its last line, one JSON object; README.md says what is measured.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        found = _run(options, folder)
+    found = _run(options)
     print(json.dumps(found), flush=True)
     sys.exit(0 if found["metrics_missing"] == [] and found["step"]["joined"] else 1)
 
@@ -83,25 +82,49 @@ def _options() -> argparse.Namespace:
         prog="python -m benchmarks.signals", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="about what a round takes (default: 2)")
-    parser.add_argument("--num-rounds", type=int, default=10, help="of each server (default: 10)")
+    parser.add_argument("--num-rounds", type=int, default=6, help="of each server (default: 6)")
+    parser.add_argument("--num-servers", type=int, default=4, help="pairs of servers (default: 4)")
     return parser.parse_args()
 
 
-def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    for number in range(options.num_servers):
+        is_last = number == options.num_servers - 1
+        with tempfile.TemporaryDirectory() as name, _servers(Path(name), on_first=number % 2 == 0) as found:
+            (on, metrics), off, traces = found
+            folder = Path(name)
+            with tracing.traces_to(str(folder / "pairs.jsonl")):
+                measured = asyncio.run(_measure(options, on, off))
+            for variant in rates:
+                rates[variant] += measured.rates[variant][_CELL]
+            ratio = _ratio(*(measured.rates[variant][_CELL] for variant in rates))
+            print(f"servers {number + 1}: {ratio:.3f}", file=sys.stderr, flush=True)
+            if is_last:
+                joined, missing = _step(on, folder, traces), _metrics(on, metrics)
+    return _json(rates, joined, missing)
+
+
+@contextlib.contextmanager
+def _servers(folder: Path, *, on_first: bool) -> Iterator[tuple[tuple[str, Path], str, Path]]:
+    """Runs a server that tells all, with a console, and one that tells nothing, while open.
+
+    Yields:
+        The first one's address and the file that says where its metrics are, the other's address, and the
+        first one's spans.
+    """
     traces, metrics = folder / "teacher.jsonl", folder / "metrics"
     silent = encoder(free_port()).model_copy(update={"signals": SignalsConfig(metrics=False)})
     told = SignalsConfig(traces=str(traces), logs="json")
     telling = encoder(free_port()).model_copy(update={"signals": told})
-    with (
-        bare_server(telling, folder, metrics=metrics) as on,
-        bare_server(silent, folder) as off,
-        _console(on),
-    ):
-        with tracing.traces_to(str(folder / "pairs.jsonl")):
-            measured = asyncio.run(_measure(options, on, off))
-        joined = _step(on, folder, traces)
-        missing = _metrics(on, metrics)
-    return _json(measured, joined, missing)
+    with contextlib.ExitStack() as stack:
+        if not on_first:
+            off = stack.enter_context(bare_server(silent, folder))
+        on = stack.enter_context(bare_server(telling, folder, metrics=metrics))
+        if on_first:
+            off = stack.enter_context(bare_server(silent, folder))
+        stack.enter_context(_console(on))
+        yield (on, metrics), off, traces
 
 
 async def _measure(options: argparse.Namespace, on: str, off: str) -> Measurements:
@@ -174,12 +197,16 @@ def _metrics(target: str, metrics: Path) -> list[str]:
         talk.close()
 
 
-def _json(measured: Measurements, joined: Joined, missing: list[str]) -> dict[str, Any]:
-    rounds = zip(measured.rates["on"][_CELL], measured.rates["off"][_CELL], strict=True)
-    rates = {variant: measured.pairs_per_s(variant, _CELL) for variant in ("on", "off")}
+def _ratio(on: list[float], off: list[float]) -> float:
+    """Returns the median of the ratios of rounds beside each other."""
+    return statistics.median(first / second for first, second in zip(on, off, strict=True))
+
+
+def _json(rates: dict[str, list[float]], joined: Joined, missing: list[str]) -> dict[str, Any]:
     return {
-        "throughput_ratio": round(statistics.median(on / off for on, off in rounds), 4),
-        "pairs_per_s": {variant: None if rate is None else round(rate, 1) for variant, rate in rates.items()},
+        "throughput_ratio": round(_ratio(rates["on"], rates["off"]), 4),
+        "pairs_per_s": {variant: round(statistics.median(rounds), 1) for variant, rounds in rates.items()},
+        "num_rounds": len(rates["on"]),
         "metrics_missing": missing,
         "step": {"spans": joined.num_spans, "joined": joined.is_whole},
     }
