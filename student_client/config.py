@@ -17,7 +17,7 @@ from preceptor.codec import CodecSpec
 from preceptor.compression import Compression
 from preceptor.settings import read_fields
 from preceptor.terms import Reading
-from student_client.data_config import DataConfig, resolve_source
+from student_client.data_config import SOURCES, DataConfig, resolve_source
 from student_client.options import ClientOptions, parse_address
 from student_client.student_config import StudentConfig
 from student_client.tracking import TrackingConfig
@@ -258,7 +258,7 @@ def _section(data: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    for section, names in (("data", ("train", "valid", "test")), ("student", ("pretrained", "tokenizer"))):
+    for section, names in (("data", SOURCES), ("student", ("pretrained", "tokenizer"))):
         fields = _section(data, section)
         for name in names:
             if fields.get(name) is not None:
