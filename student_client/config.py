@@ -11,15 +11,13 @@ import operator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from preceptor.codec import CodecSpec
-from preceptor.compression import Compression
 from preceptor.settings import read_fields
-from preceptor.terms import Reading
 from student_client.data_config import SOURCES, DataConfig, resolve_source
 from student_client.options import ClientOptions, parse_address
 from student_client.student_config import StudentConfig
+from student_client.talk_config import ConfigSection, LossWeights, TalkConfig
 from student_client.tracking import TrackingConfig
 
 __all__ = [
@@ -34,12 +32,7 @@ __all__ = [
 ]
 
 
-class _Config(BaseModel):
-    # What came is left out of errors: it may be a URI with a password.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class TeacherConfig(_Config):
+class TeacherConfig(ConfigSection):
     """Where the teacher is."""
 
     address: str = Field(description="`preceptor://HOST:PORT` of any replica, or of the directory.")
@@ -54,64 +47,7 @@ class TeacherConfig(_Config):
         return self
 
 
-class TalkConfig(_Config):
-    """How the student talks with the teacher."""
-
-    codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
-    reading: Reading = Field(default=Reading.REPLACE, description="How the teacher takes messages in.")
-    split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
-    num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
-    through_teacher: bool = Field(
-        default=True, description="Whether gradients flow through the teacher or stop at the reply."
-    )
-    message_target: Literal["models", "turn"] = Field(
-        default="models", description="L_MC between both models' readings of x, or between message and reply."
-    )
-    detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
-    detach_reply: bool = Field(
-        default=False, description="Whether the student's state is drawn to the decoded reply, detached."
-    )
-    compression: Compression = Field(
-        default_factory=Compression,
-        description="How messages, replies and gradients travel; one name, for example int8, means all.",
-    )
-    deterministic: bool = Field(
-        default=False, description="Whether results do not depend, to the last bit, on who else is served."
-    )
-    micro_batch_size: int | None = Field(
-        default=None, ge=1, description="Rows of one turn; a batch is several in flight together. null: all."
-    )
-
-    @field_validator("compression", mode="before")
-    @classmethod
-    def _one_type_for_all(cls, value: object) -> object:
-        return Compression.all(value) if isinstance(value, str) else value
-
-
-class LossWeights(_Config):
-    """Weights of the losses; a loss of weight 0 is not computed."""
-
-    task: float = Field(default=1.0, ge=0, description="Of the labels.")
-    interact: float = Field(default=0.0, ge=0, description="Of d(S_hi, S'_hi).")
-    message: float = Field(default=0.0, ge=0, description="Of L_MC.")
-    state: float = Field(default=0.0, ge=0, description="Of L_SC.")
-    grounded: float = Field(default=0.0, ge=0, description="Of the task, told by the decoded reply.")
-    kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
-    hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
-    temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
-
-    @property
-    def talks(self) -> bool:
-        """Whether messages are exchanged."""
-        return self.interact > 0 or self.grounded > 0 or self.message > 0 or self.state > 0
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher is needed at all."""
-        return self.talks or self.kd > 0 or self.hint > 0
-
-
-class OptimizerConfig(_Config):
+class OptimizerConfig(ConfigSection):
     """AdamW and its schedule."""
 
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
@@ -122,7 +58,7 @@ class OptimizerConfig(_Config):
     max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are clipped to it.")
 
 
-class TrainConfig(_Config):
+class TrainConfig(ConfigSection):
     """One training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run and its folder.")

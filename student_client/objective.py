@@ -15,15 +15,16 @@ from torch.nn import functional
 
 from student_client.activity import Activity
 from student_client.batches import are_labels
+from student_client.connecting import connect
 from student_client.preparation import IGNORED
 from student_client.students import logits_of
-from student_client.talking import TalkingLosses, connect
 from student_client.taps import Taps
 
 if TYPE_CHECKING:
     from student_client.batches import Batch
     from student_client.config import StudentConfig, TrainConfig
     from student_client.talk import TeacherTalk
+    from student_client.talking import TalkingLosses
 
 __all__ = [
     "DivergedError",

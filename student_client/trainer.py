@@ -21,7 +21,7 @@ from transformers import Trainer
 
 from student_client.advice import WaitingAdvice
 from student_client.config import LossWeights, TalkConfig, TeacherConfig
-from student_client.talking import TalkingLosses, connect
+from student_client.connecting import connect
 from student_client.taps import Taps
 from student_client.trainer_hooks import TEACHER_KEY, TalkingHooks, TeacherCollator
 from student_client.trainer_pace import TalkingCallback
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+
+    from student_client.talking import TalkingLosses
 
 __all__ = ["TalkingArguments", "TalkingTrainer"]
 

@@ -1,0 +1,77 @@
+"""How a student talks with a teacher and by which losses it learns, as a run's config says it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from preceptor.codec import CodecSpec
+from preceptor.compression import Compression
+from preceptor.terms import Reading
+
+__all__ = ["ConfigSection", "LossWeights", "TalkConfig"]
+
+
+class ConfigSection(BaseModel):
+    """Fields of a run that belong together."""
+
+    # What came is left out of errors: it may be a URI with a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class TalkConfig(ConfigSection):
+    """How the student talks with the teacher."""
+
+    codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
+    reading: Reading = Field(default=Reading.REPLACE, description="How the teacher takes messages in.")
+    split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
+    num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
+    through_teacher: bool = Field(
+        default=True, description="Whether gradients flow through the teacher or stop at the reply."
+    )
+    message_target: Literal["models", "turn"] = Field(
+        default="models", description="L_MC between both models' readings of x, or between message and reply."
+    )
+    detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
+    detach_reply: bool = Field(
+        default=False, description="Whether the student's state is drawn to the decoded reply, detached."
+    )
+    compression: Compression = Field(
+        default_factory=Compression,
+        description="How messages, replies and gradients travel; one name, for example int8, means all.",
+    )
+    deterministic: bool = Field(
+        default=False, description="Whether results do not depend, to the last bit, on who else is served."
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Rows of one turn; a batch is several in flight together. null: all."
+    )
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _one_type_for_all(cls, value: object) -> object:
+        return Compression.all(value) if isinstance(value, str) else value
+
+
+class LossWeights(ConfigSection):
+    """Weights of the losses; a loss of weight 0 is not computed."""
+
+    task: float = Field(default=1.0, ge=0, description="Of the labels.")
+    interact: float = Field(default=0.0, ge=0, description="Of d(S_hi, S'_hi).")
+    message: float = Field(default=0.0, ge=0, description="Of L_MC.")
+    state: float = Field(default=0.0, ge=0, description="Of L_SC.")
+    grounded: float = Field(default=0.0, ge=0, description="Of the task, told by the decoded reply.")
+    kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
+    hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
+    temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
+
+    @property
+    def talks(self) -> bool:
+        """Whether messages are exchanged."""
+        return self.interact > 0 or self.grounded > 0 or self.message > 0 or self.state > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.talks or self.kd > 0 or self.hint > 0
