@@ -32,16 +32,19 @@ class Batch:
         teacher: what the teacher reads of the same examples.
         labels: [B], int64 classes or float32 values, or [B, L] classes of positions; for none -100, or NaN
             where they are values.
+        told: [B, C], the outputs to distil from, where it is not the teacher that is asked for them.
     """
 
     student: dict[str, Tensor]
     teacher: TeacherInputs
     labels: Tensor
+    told: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Returns the same with the student's inputs and labels on a device; the teacher's stay."""
         student = {name: tensor.to(device) for name, tensor in self.student.items()}
-        return Batch(student, self.teacher, self.labels.to(device))
+        told = None if self.told is None else self.told.to(device)
+        return Batch(student, self.teacher, self.labels.to(device), told)
 
     def parts(self, num_parts: int) -> list[Batch]:
         """Returns the batch in so many parts, or as many as it has rows, of about the same size."""
@@ -58,7 +61,8 @@ class Batch:
             if isinstance(self.teacher, dict)
             else list(self.teacher)[start:end]
         )
-        return Batch(student, teacher, self.labels[start:end])
+        told = None if self.told is None else self.told[start:end]
+        return Batch(student, teacher, self.labels[start:end], told)
 
     def trimmed(self) -> Batch:
         """Returns the batch without positions that are padding in all of its rows."""
@@ -70,7 +74,7 @@ class Batch:
             name: tensor[:, :length] if name in SEQUENCES else tensor for name, tensor in self.student.items()
         }
         labels = self.labels[:, :length] if self.labels.ndim > 1 else self.labels
-        return Batch(student, self.teacher, labels)
+        return Batch(student, self.teacher, labels, self.told)
 
 
 class ExampleSource(Protocol):
@@ -123,12 +127,14 @@ class Examples:
         texts: what the teacher reads, or None if it reads some of the student's inputs.
         labels: the labels.
         teacher_names: which inputs those are.
+        told: the outputs to distil from, or None.
     """
 
     student: dict[str, Tensor]
     texts: tuple[str, ...] | None
     labels: Tensor
     teacher_names: tuple[str, ...] = ()
+    told: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,7 +147,8 @@ class Examples:
             if self.texts is None
             else [self.texts[row] for row in rows.tolist()]
         )
-        return Batch(student, teacher, self.labels[rows]).trimmed()
+        told = None if self.told is None else self.told[rows]
+        return Batch(student, teacher, self.labels[rows], told).trimmed()
 
     def example(self, num_rows: int = 2) -> Batch:
         """Returns the first rows."""

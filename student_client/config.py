@@ -121,6 +121,8 @@ class TrainConfig(ConfigSection):
             raise ValueError("student.upper: got null, expected a module path for losses.hint")
         if self.data.task == "tokens" and (self.losses.kd or self.losses.hint):
             raise ValueError("losses.kd, losses.hint: got a weight, expected 0: data.task is tokens")
+        if self.losses.kd and self.losses.kd_source == "probe" and self.data.stream:
+            raise ValueError("losses.kd_source: got probe with data.stream, expected head: rows are kept")
         return self
 
     @model_validator(mode="after")

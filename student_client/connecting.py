@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from student_client.client import TeacherClient
-from student_client.errors import TeacherUnavailableError
+from student_client.errors import TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.talk import MAX_FRAME_BYTES, TeacherTalk
 from student_client.talking import TalkingLosses
+from student_client.told import told_kinds
 
 if TYPE_CHECKING:
     from preceptor.v1 import teacher_pb2 as pb
@@ -31,6 +33,16 @@ def _describe(client: TeacherClient, patience_s: float) -> pb.DescribeTeacherRes
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(client.options.max_backoff_s)
+
+
+def _check_outputs(description: pb.DescribeTeacherResponse, weights: LossWeights) -> None:
+    """Says that a teacher has no outputs before anything is asked of it."""
+    logits = OBSERVATION_KIND_NUMBERS[ObservationKind.LOGITS]
+    if ObservationKind.LOGITS in told_kinds(weights) and logits not in description.teacher.observations:
+        raise UnsupportedByTeacherError(
+            f"losses.kd: got a weight, and teacher {description.teacher.name!r} has no head; "
+            "losses.kd_source: probe fits one to the labelled rows"
+        )
 
 
 def connect(
@@ -55,10 +67,11 @@ def connect(
         patience_s: seconds to go on asking a teacher that does not answer.
 
     Raises:
-        TeacherError: the teacher does not say what it is.
+        TeacherError: the teacher does not say what it is, or can't do what is wanted.
     """
     client = TeacherClient(teacher.address, teacher.options)
     description = _describe(client, patience_s)
+    _check_outputs(description, weights)
     teacher_dim = description.teacher.hidden_size
     talk = TeacherTalk(
         client,

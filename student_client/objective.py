@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_client import losses
 from student_client.activity import Activity
 from student_client.batches import are_labels
 from student_client.connecting import connect
@@ -123,6 +124,9 @@ class Objective(nn.Module):
         begun = None if self.talking is None else self.talking.begin(batch.teacher, mask)
         logits = logits_of(self.student(**batch.student))
         parts = {"task": self._task(logits, batch.labels)}
+        if batch.told is not None:
+            temperature = self.config.losses.temperature
+            parts["kd"] = losses.logits_distillation(logits, batch.told, temperature)
         if self.talking is not None:
             parts |= self.talking.finish(
                 begun,

@@ -20,6 +20,7 @@ from student_client.evaluation import evaluate
 from student_client.objective import Objective, StepSize, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
+from student_client.probe import probed
 from student_client.students import build_student
 from student_client.times import WaitingTimes
 from student_client.whole_files import whole_file
@@ -96,6 +97,8 @@ class StudentRun:
             python_path=config.python_path,
         )
         self.objective: Objective = build_objective(config, student, self.example, patience_s, self._activity)
+        talking = self.objective.talking
+        self.splits, self._told_by = probed(config, self.splits, talking, self._activity)
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device
@@ -227,6 +230,7 @@ class StudentRun:
             "num_train": len(self.splits.train),
             **({"num_unlabelled": self.splits.num_unlabelled} if self.splits.num_unlabelled else {}),
             "num_test": len(self.splits.test),
+            **self._told_by,
             **self.conversation_facts(self.pace.all_steps()),
         }
 

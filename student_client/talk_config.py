@@ -65,6 +65,11 @@ class LossWeights(ConfigSection):
     kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
     hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
     temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
+    kd_source: Literal["head", "probe"] = Field(
+        default="head",
+        description="What `kd` distils: the teacher's own outputs, or those of a linear probe of its pooled "
+        "states that is fitted to the labelled rows first, for a teacher without a head for the task.",
+    )
 
     @property
     def talks(self) -> bool:

@@ -104,7 +104,7 @@ class TalkingLosses(nn.Module):
         mask = mask.bool()
         seen = begun or self.begin(teacher, mask)
         heard = self._start_talk(teacher, mask)
-        if ahead is not None:
+        if ahead is not None and self.asks:
             self.talk.read_ahead(ahead, self._kinds())
         parts = {}
         observed = seen.result() if seen else {}
@@ -119,6 +119,17 @@ class TalkingLosses(nn.Module):
         )
         return {**parts, **told}
 
+    @property
+    def asks(self) -> bool:
+        """Whether a step asks the teacher for anything."""
+        return bool(self._kinds()) or self._needs_reply
+
+    @property
+    def _needs_reply(self) -> bool:
+        weights = self.weights
+        of_turn = weights.message > 0 and self.config.message_target == "turn"
+        return weights.interact > 0 or weights.grounded > 0 or of_turn
+
     def _kinds(self) -> set[ObservationKind]:
         """Returns all that the losses need of the teacher's own reading."""
         weights, kinds = self.weights, set()
@@ -130,16 +141,14 @@ class TalkingLosses(nn.Module):
 
     def _start_talk(self, teacher: TeacherInputs, mask: Tensor) -> PendingTalk | None:
         """Sends the student's message, if a loss needs the reply."""
-        config, weights = self.config, self.weights
-        of_turn = weights.message and config.message_target == "turn"
-        if not (weights.interact or weights.grounded or of_turn):
+        if not self._needs_reply:
             return None
         return self.talk.start(
             self._taps["lower"],
             mask=mask,
             inputs=teacher,
-            num_rounds=config.num_rounds,
-            through_teacher=config.through_teacher,
+            num_rounds=self.config.num_rounds,
+            through_teacher=self.config.through_teacher,
         )
 
     def _heard(self, mask: Tensor, heard: Talk, run_again: Callable[[], Tensor]) -> dict[str, Tensor]:

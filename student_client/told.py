@@ -27,7 +27,7 @@ __all__ = ["sequence", "told_kinds", "told_losses"]
 def told_kinds(weights: LossWeights) -> set[ObservationKind]:
     """Returns what has to be observed for the losses that were given a weight."""
     kinds = set()
-    if weights.kd:
+    if weights.kd and weights.kd_source == "head":
         kinds.add(ObservationKind.LOGITS)
     if weights.hint:
         kinds.add(ObservationKind.POOLED_STATE)

@@ -277,6 +277,8 @@ def _check_arguments(trainer: TalkingTrainer) -> None:
             "losses.grounded: got a weight with compute_loss_func or label smoothing, expected the loss of "
             "the model itself"
         )
+    if trainer.talking_arguments.losses.kd_source == "probe":
+        raise ValueError("losses.kd_source: got probe, expected head: `preceptor train` fits probes")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a codec half may be left out by the losses
 

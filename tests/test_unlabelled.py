@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -10,75 +9,26 @@ import pytest
 import torch
 from torch.nn import functional
 
-from services.teacher.families import load_teacher
 from student_client import losses
 from student_client.data import DataError, load_splits
 from student_client.data_config import DataConfig
 from student_client.preparation import IGNORED
-from student_client.run import StudentRun
 from tests.test_data import write_rows
-from tests.test_train_run import make_config
-from tests.toy_server import ToyServer
-from tests.toy_student import row_config
+from tests.toy_rows import all_rows, labelled, row_server, rows_run, unlabelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from student_client.batches import Batch
+    from tests.toy_server import ToyServer
 
-SILENT = {
-    "factory": "tests.toy_student:ToyStudent",
-    "kwargs": {"dropout": 0.0},
-    "lower": "blocks.0",
-    "upper": "blocks.1",
-    "num_classes_kwarg": "num_classes",
-}
-
-
-@pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    return _table(tmp_path / "train.csv", ["ids", "label"], [[number, number % 2] for number in range(20)])
-
-
-@pytest.fixture
-def unlabelled(tmp_path: Path) -> Path:
-    return _table(tmp_path / "unlabelled.csv", ["ids"], [[number] for number in range(20, 32)])
-
-
-@pytest.fixture(scope="module")
-def row_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer]:
-    config = row_config(tmp_path_factory.mktemp("rows"))
-    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
-    server.start()
-    yield server
-    server.close()
-
-
-def _table(path: Path, columns: list[str], rows: list[list[int]]) -> Path:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path
-
-
-def _run(labelled: Path, unlabelled: Path, address: str | None = None, **changes: Any) -> StudentRun:
-    task = changes.pop("task", "classification")
-    sources = dict.fromkeys(("train", "valid", "test"), labelled)
-    data = {**sources, "unlabelled": unlabelled, "task": task, "features": {"ids": "int64"}}
-    world = changes.pop("world", {})
-    fields = {"data": data, "student": SILENT, "losses": {"task": 1.0}, **changes}
-    return StudentRun(make_config(labelled, address, **fields), **world)
-
-
-def _all_rows(run: StudentRun) -> Batch:
-    return run.splits.train.example(len(run.splits.train))
+__all__ = ["labelled", "row_server", "unlabelled"]
 
 
 def test_rows_without_labels_come_after_those_of_train_and_decide_no_class(
     labelled: Path, unlabelled: Path
 ) -> None:
-    run = _run(labelled, unlabelled)
-    batch = _all_rows(run)
+    run = rows_run(labelled, unlabelled)
+    batch = all_rows(run)
     ids = batch.student["ids"].tolist()
     assert (sorted(ids[:20]), ids[20:]) == (list(range(20)), list(range(20, 32)))
     assert batch.labels.tolist() == [number % 2 for number in ids[:20]] + [IGNORED] * 12
@@ -91,7 +41,7 @@ def test_rows_without_labels_come_after_those_of_train_and_decide_no_class(
 
 
 def test_a_number_that_is_not_known_is_nan(labelled: Path, unlabelled: Path) -> None:
-    batch = _all_rows(_run(labelled, unlabelled, task="regression"))
+    batch = all_rows(rows_run(labelled, unlabelled, task="regression"))
     assert torch.equal(batch.labels[:20], batch.student["ids"][:20].float() % 2)
     assert batch.labels[20:].isnan().all()
 
@@ -130,7 +80,7 @@ def test_a_wrong_table_without_labels_is_told(
     path = tmp_path / "u.csv"
     path.write_text(content)
     with pytest.raises(DataError, match=message):
-        _run(labelled, path)
+        rows_run(labelled, path)
 
 
 def test_a_stream_says_that_it_takes_labelled_rows_only() -> None:
@@ -142,9 +92,9 @@ def test_a_stream_says_that_it_takes_labelled_rows_only() -> None:
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_the_tasks_loss_is_the_mean_over_labelled_rows(labelled: Path, unlabelled: Path, task: str) -> None:
-    run = _run(labelled, unlabelled, task=task)
+    run = rows_run(labelled, unlabelled, task=task)
     run.objective.eval()
-    batch = _all_rows(run)
+    batch = all_rows(run)
     outcome = run.objective(batch)
     logits, labels = outcome.logits[:20], batch.labels[:20]
     expected = (
@@ -164,7 +114,7 @@ def test_the_tasks_loss_is_the_mean_over_labelled_rows(labelled: Path, unlabelle
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_parts_and_workers_weigh_labels_not_rows(labelled: Path, unlabelled: Path, task: str) -> None:
     def gradients(**changes: Any) -> list[torch.Tensor]:
-        run = _run(labelled, unlabelled, task=task, batch_size=32, **changes)
+        run = rows_run(labelled, unlabelled, task=task, batch_size=32, **changes)
         next(run.train_epoch())
         return [p.grad for p in run.objective.parameters() if p.grad is not None]
 
@@ -181,9 +131,9 @@ def test_parts_and_workers_weigh_labels_not_rows(labelled: Path, unlabelled: Pat
 def test_rows_without_labels_are_distilled_and_talked_about(
     labelled: Path, unlabelled: Path, row_server: ToyServer
 ) -> None:
-    run = _run(labelled, unlabelled, row_server.address, losses={"kd": 1.0, "grounded": 1.0})
+    run = rows_run(labelled, unlabelled, row_server.address, losses={"kd": 1.0, "grounded": 1.0})
     run.objective.eval()
-    batch = _all_rows(run)
+    batch = all_rows(run)
     outcome = run.objective(batch)
     assert run.objective.talk is not None
     assert isinstance(batch.teacher, dict)
