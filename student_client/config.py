@@ -117,10 +117,10 @@ class TrainConfig(ConfigSection):
             raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
         if self.losses.talks and not (self.student.lower and self.student.upper):
             raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
-        if self.losses.hint and not self.student.upper:
-            raise ValueError("student.upper: got null, expected a module path for losses.hint")
-        if self.data.task == "tokens" and (self.losses.kd or self.losses.hint):
-            raise ValueError("losses.kd, losses.hint: got a weight, expected 0: data.task is tokens")
+        if self.losses.reads_states and not self.student.upper:
+            raise ValueError("student.upper: got null, expected a module path for losses.hint and relation")
+        if self.data.task == "tokens" and (self.losses.kd or self.losses.hint or self.losses.relation):
+            raise ValueError("losses.kd, hint, relation: got a weight, expected 0: data.task is tokens")
         if self.losses.kd and self.losses.kd_source == "probe" and self.data.stream:
             raise ValueError("losses.kd_source: got probe with data.stream, expected head: rows are kept")
         return self

@@ -64,6 +64,9 @@ class LossWeights(ConfigSection):
     grounded: float = Field(default=0.0, ge=0, description="Of the task, told by the decoded reply.")
     kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
     hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
+    relation: float = Field(
+        default=0.0, ge=0, description="Of the distances and angles between a batch's pooled states."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
     kd_source: Literal["head", "probe"] = Field(
         default="head",
@@ -79,4 +82,9 @@ class LossWeights(ConfigSection):
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is needed at all."""
-        return self.talks or self.kd > 0 or self.hint > 0
+        return self.talks or self.kd > 0 or self.hint > 0 or self.relation > 0
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the student's states are read, not its outputs only."""
+        return self.talks or self.hint > 0 or self.relation > 0

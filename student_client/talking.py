@@ -99,7 +99,7 @@ class TalkingLosses(nn.Module):
             TeacherError: the conversation failed; see `student_client.errors`.
         """
         if mask is None:
-            states = sequence(self._taps["upper"]) if self.weights.talks or self.weights.hint else logits
+            states = sequence(self._taps["upper"]) if self.weights.reads_states else logits
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         mask = mask.bool()
         seen = begun or self.begin(teacher, mask)

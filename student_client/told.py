@@ -29,7 +29,7 @@ def told_kinds(weights: LossWeights) -> set[ObservationKind]:
     kinds = set()
     if weights.kd and weights.kd_source == "head":
         kinds.add(ObservationKind.LOGITS)
-    if weights.hint:
+    if weights.hint or weights.relation:
         kinds.add(ObservationKind.POOLED_STATE)
     return kinds
 
@@ -56,8 +56,12 @@ def told_losses(
     parts = {}
     if "logits" in seen:
         parts["kd"] = losses.logits_distillation(logits, seen["logits"], weights.temperature)
-    if "pooled_state" in seen and hint_map is not None:
-        parts["hint"] = losses.hint(hint_map(_pooled(taps["upper"], mask)), seen["pooled_state"])
+    if "pooled_state" in seen:
+        pooled = _pooled(taps["upper"], mask)
+        if hint_map is not None:
+            parts["hint"] = losses.hint(hint_map(pooled), seen["pooled_state"])
+        if weights.relation:
+            parts["relation"] = losses.relation(pooled, seen["pooled_state"])
     return parts
 
 
