@@ -17,7 +17,7 @@ from preceptor.settings import read_fields
 from student_client.data_config import SOURCES, DataConfig, resolve_source
 from student_client.options import ClientOptions, parse_address
 from student_client.student_config import StudentConfig
-from student_client.talk_config import ConfigSection, LossWeights, TalkConfig
+from student_client.talk_config import ConfigSection, LossWeights, TalkConfig, check_together
 from student_client.tracking import TrackingConfig
 
 __all__ = [
@@ -113,6 +113,7 @@ class TrainConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _check_needs(self) -> Self:
+        check_together(self.losses, self.talk)
         if self.losses.needs_teacher and self.teacher is None:
             raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
         if self.losses.talks and not (self.student.lower and self.student.upper):

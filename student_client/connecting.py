@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from student_client.client import TeacherClient
+from student_client.controls import ControlledTalk
 from student_client.errors import TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.talk import MAX_FRAME_BYTES, TeacherTalk
 from student_client.talking import TalkingLosses
@@ -73,7 +75,8 @@ def connect(
     description = _describe(client, patience_s)
     _check_outputs(description, weights)
     teacher_dim = description.teacher.hidden_size
-    talk = TeacherTalk(
+    build = TeacherTalk if config.control is None else partial(ControlledTalk, control=config.control)
+    talk = build(
         client,
         config.codec,
         student_dim=student_dim,

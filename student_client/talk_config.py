@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -10,7 +10,9 @@ from preceptor.codec import CodecSpec
 from preceptor.compression import Compression
 from preceptor.terms import Reading
 
-__all__ = ["ConfigSection", "LossWeights", "TalkConfig"]
+__all__ = ["ConfigSection", "Control", "LossWeights", "TalkConfig", "check_together"]
+
+Control: TypeAlias = Literal["shuffled", "no_teacher"]
 
 
 class ConfigSection(BaseModel):
@@ -36,6 +38,11 @@ class TalkConfig(ConfigSection):
     detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."
+    )
+    control: Control | None = Field(
+        default=None,
+        description="What the teacher's reply is put in the place of, to see what it is worth: `shuffled` "
+        "gives each row that to another one, `no_teacher` one that the codec computes alone. null: nothing.",
     )
     compression: Compression = Field(
         default_factory=Compression,
@@ -88,3 +95,17 @@ class LossWeights(ConfigSection):
     def reads_states(self) -> bool:
         """Whether the student's states are read, not its outputs only."""
         return self.talks or self.hint > 0 or self.relation > 0
+
+
+def check_together(losses: LossWeights, talk: TalkConfig) -> None:
+    """Refuses losses that do not go with how a student talks.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    of_models = losses.message > 0 and talk.message_target == "models"
+    if talk.control == "no_teacher" and (of_models or losses.state):
+        raise ValueError(
+            "talk.control: got no_teacher with losses.message (of both models) or losses.state, expected "
+            "neither: they ask for the teacher's own messages"
+        )

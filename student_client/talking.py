@@ -122,7 +122,7 @@ class TalkingLosses(nn.Module):
     @property
     def asks(self) -> bool:
         """Whether a step asks the teacher for anything."""
-        return bool(self._kinds()) or self._needs_reply
+        return bool(self._kinds()) or (self._needs_reply and self.config.control != "no_teacher")
 
     @property
     def _needs_reply(self) -> bool:

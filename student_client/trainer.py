@@ -22,6 +22,7 @@ from transformers import Trainer
 from student_client.advice import WaitingAdvice
 from student_client.config import LossWeights, TalkConfig, TeacherConfig
 from student_client.connecting import connect
+from student_client.talk_config import check_together
 from student_client.taps import Taps
 from student_client.trainer_hooks import TEACHER_KEY, TalkingHooks, TeacherCollator
 from student_client.trainer_pace import TalkingCallback
@@ -253,6 +254,7 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 def _check_arguments(trainer: TalkingTrainer) -> None:
     """Refuses what would not work, and sets what has to be set for it to work."""
     args = trainer.args
+    check_together(trainer.talking_arguments.losses, trainer.talking_arguments.talk)
     if args.n_gpu > 1:
         raise ValueError(
             f"got {args.n_gpu} GPUs in one process, expected one; start a process for each with torchrun, or "
