@@ -114,9 +114,9 @@ class TrainConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_needs(self) -> Self:
         check_together(self.losses, self.talk)
-        if self.losses.needs_teacher and self.teacher is None:
+        if self.needs_teacher and self.teacher is None:
             raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
-        if self.losses.talks and not (self.student.lower and self.student.upper):
+        if self.talks and not (self.student.lower and self.student.upper):
             raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
         if self.losses.reads_states and not self.student.upper:
             raise ValueError("student.upper: got null, expected a module path for losses.hint and relation")
@@ -135,7 +135,7 @@ class TrainConfig(ConfigSection):
             )
         if self.batch_size < most:
             raise ValueError(f"batch_size: got {self.batch_size}, expected at least num_workers {most}")
-        if self.losses.needs_teacher and self.teacher and most > 1:
+        if self.needs_teacher and self.teacher and most > 1:
             deadline_s = self.teacher.options.deadline_s
             if self.peer_timeout_s <= deadline_s:
                 raise ValueError(
@@ -143,6 +143,16 @@ class TrainConfig(ConfigSection):
                     "another worker may wait for the teacher (teacher.options.deadline_s)"
                 )
         return self
+
+    @property
+    def talks(self) -> bool:
+        """Whether messages are exchanged."""
+        return self.losses.talks or self.talk.swap_probability > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.talks or self.losses.needs_teacher
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def connect(
         max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
         limits=description.limits,
     )
-    talk.requires_grad_(weights.talks)
+    talk.requires_grad_(weights.talks or config.swap_probability > 0)
     hint_map = nn.Linear(student_dim, teacher_dim) if weights.hint else None
     talking = TalkingLosses(weights, config, talk, hint_map, taps)
     talking.teacher_name = description.teacher.name

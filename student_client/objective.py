@@ -207,7 +207,7 @@ def build_objective(
         TeacherError: the teacher does not say what it is.
     """
     taps = Taps(student, tapped(config.student))
-    if config.teacher is None or not config.losses.needs_teacher:
+    if config.teacher is None or not config.needs_teacher:
         return Objective(config, student, taps, None)
     student_dim = state_width(student, taps, tapped(config.student), example.student)
     with (activity or Activity()).now(f"connecting to {config.teacher.address}"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from preceptor.codec import CodecSpec
 from preceptor.compression import Compression
@@ -39,6 +39,13 @@ class TalkConfig(ConfigSection):
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."
     )
+    swap_probability: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The chance that a step's task is solved with the teacher's upper layers in the place of "
+        "the student's own middle (lower, message, teacher, reply, head), not by the student alone.",
+    )
     control: Control | None = Field(
         default=None,
         description="What the teacher's reply is put in the place of, to see what it is worth: `shuffled` "
@@ -54,6 +61,15 @@ class TalkConfig(ConfigSection):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="Rows of one turn; a batch is several in flight together. null: all."
     )
+
+    @model_validator(mode="after")
+    def _check_swap(self) -> Self:
+        if self.swap_probability and self.reading is not Reading.REPLACE:
+            raise ValueError(
+                f"swap_probability: got {self.swap_probability} with reading {self.reading.value!r}, "
+                "expected 'replace': the teacher's layers read the message only"
+            )
+        return self
 
     @field_validator("compression", mode="before")
     @classmethod

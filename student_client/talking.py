@@ -95,21 +95,26 @@ class TalkingLosses(nn.Module):
             run_again: runs the student on the same inputs and returns the task's loss.
             ahead: what the teacher may read in the meantime, for the next step.
 
+        Returns:
+            The losses by name; "task" among them takes the place of the student's own.
+
         Raises:
             TeacherError: the conversation failed; see `student_client.errors`.
         """
+        swaps = self._swaps()
         if mask is None:
-            states = sequence(self._taps["upper"]) if self.weights.reads_states else logits
+            reads_states = self.weights.reads_states or swaps
+            states = sequence(self._taps["upper"]) if reads_states else logits
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         mask = mask.bool()
         seen = begun or self.begin(teacher, mask)
-        heard = self._start_talk(teacher, mask)
+        heard = self._start_talk(teacher, mask) if swaps or self._needs_reply else None
         if ahead is not None and self.asks:
             self.talk.read_ahead(ahead, self._kinds())
         parts = {}
         observed = seen.result() if seen else {}
         if heard is not None:
-            parts.update(self._heard(mask, heard.result(), run_again))
+            parts.update(self._heard(mask, heard.result(), run_again, swaps=swaps))
         if "lower_message" in observed:
             parts["message"] = self._message_of_models(mask, observed)
         if "state_consistency" in observed:
@@ -122,7 +127,8 @@ class TalkingLosses(nn.Module):
     @property
     def asks(self) -> bool:
         """Whether a step asks the teacher for anything."""
-        return bool(self._kinds()) or (self._needs_reply and self.config.control != "no_teacher")
+        needs_reply = self._needs_reply or self.config.swap_probability > 0
+        return bool(self._kinds()) or (needs_reply and self.config.control != "no_teacher")
 
     @property
     def _needs_reply(self) -> bool:
@@ -139,10 +145,13 @@ class TalkingLosses(nn.Module):
             kinds.add(ObservationKind.STATE_CONSISTENCY)
         return kinds | told_kinds(weights)
 
-    def _start_talk(self, teacher: TeacherInputs, mask: Tensor) -> PendingTalk | None:
-        """Sends the student's message, if a loss needs the reply."""
-        if not self._needs_reply:
-            return None
+    def _swaps(self) -> bool:
+        """Draws whether this step's task is solved with the teacher's layers in the student's middle."""
+        chance = self.config.swap_probability if self.training else 0.0
+        return chance > 0 and torch.rand(()).item() < chance
+
+    def _start_talk(self, teacher: TeacherInputs, mask: Tensor) -> PendingTalk:
+        """Sends the student's message."""
         return self.talk.start(
             self._taps["lower"],
             mask=mask,
@@ -151,8 +160,10 @@ class TalkingLosses(nn.Module):
             through_teacher=self.config.through_teacher,
         )
 
-    def _heard(self, mask: Tensor, heard: Talk, run_again: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """Returns the losses of what the student heard."""
+    def _heard(
+        self, mask: Tensor, heard: Talk, run_again: Callable[[], Tensor], *, swaps: bool
+    ) -> dict[str, Tensor]:
+        """Returns the losses of what the student heard; "task" if it takes the place of the student's own."""
         config, weights = self.config, self.weights
         upper, parts = self._taps["upper"], {}
         decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
@@ -165,6 +176,9 @@ class TalkingLosses(nn.Module):
         if weights.grounded:
             with self._taps.replaced("upper", heard.decoded):
                 parts["grounded"] = run_again()
+        if swaps:
+            with self._taps.replaced("upper", heard.decoded):
+                parts["task"] = run_again()
         if weights.message and config.message_target == "turn":
             parts["message"] = self._message_of_turn(heard)
         return parts

@@ -279,6 +279,10 @@ def _check_arguments(trainer: TalkingTrainer) -> None:
             "losses.grounded: got a weight with compute_loss_func or label smoothing, expected the loss of "
             "the model itself"
         )
+    if trainer.talking_arguments.talk.swap_probability:
+        raise ValueError(
+            "talk.swap_probability: expected 0: the task's loss is Trainer's; `preceptor train` swaps"
+        )
     if trainer.talking_arguments.losses.kd_source == "probe":
         raise ValueError("losses.kd_source: got probe, expected head: `preceptor train` fits probes")
     if args.ddp_find_unused_parameters is None:
