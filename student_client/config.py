@@ -11,15 +11,13 @@ import operator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from preceptor.codec import CodecSpec
-from preceptor.compression import Compression
 from preceptor.settings import read_fields
-from preceptor.terms import Reading
-from student_client.data_config import DataConfig, resolve_source
+from student_client.data_config import SOURCES, DataConfig, resolve_source
 from student_client.options import ClientOptions, parse_address
 from student_client.student_config import StudentConfig
+from student_client.talk_config import ConfigSection, LossWeights, TalkConfig, check_together
 from student_client.tracking import TrackingConfig
 
 __all__ = [
@@ -34,12 +32,7 @@ __all__ = [
 ]
 
 
-class _Config(BaseModel):
-    # What came is left out of errors: it may be a URI with a password.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class TeacherConfig(_Config):
+class TeacherConfig(ConfigSection):
     """Where the teacher is."""
 
     address: str = Field(description="`preceptor://HOST:PORT` of any replica, or of the directory.")
@@ -54,64 +47,7 @@ class TeacherConfig(_Config):
         return self
 
 
-class TalkConfig(_Config):
-    """How the student talks with the teacher."""
-
-    codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
-    reading: Reading = Field(default=Reading.REPLACE, description="How the teacher takes messages in.")
-    split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
-    num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
-    through_teacher: bool = Field(
-        default=True, description="Whether gradients flow through the teacher or stop at the reply."
-    )
-    message_target: Literal["models", "turn"] = Field(
-        default="models", description="L_MC between both models' readings of x, or between message and reply."
-    )
-    detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
-    detach_reply: bool = Field(
-        default=False, description="Whether the student's state is drawn to the decoded reply, detached."
-    )
-    compression: Compression = Field(
-        default_factory=Compression,
-        description="How messages, replies and gradients travel; one name, for example int8, means all.",
-    )
-    deterministic: bool = Field(
-        default=False, description="Whether results do not depend, to the last bit, on who else is served."
-    )
-    micro_batch_size: int | None = Field(
-        default=None, ge=1, description="Rows of one turn; a batch is several in flight together. null: all."
-    )
-
-    @field_validator("compression", mode="before")
-    @classmethod
-    def _one_type_for_all(cls, value: object) -> object:
-        return Compression.all(value) if isinstance(value, str) else value
-
-
-class LossWeights(_Config):
-    """Weights of the losses; a loss of weight 0 is not computed."""
-
-    task: float = Field(default=1.0, ge=0, description="Of the labels.")
-    interact: float = Field(default=0.0, ge=0, description="Of d(S_hi, S'_hi).")
-    message: float = Field(default=0.0, ge=0, description="Of L_MC.")
-    state: float = Field(default=0.0, ge=0, description="Of L_SC.")
-    grounded: float = Field(default=0.0, ge=0, description="Of the task, told by the decoded reply.")
-    kd: float = Field(default=0.0, ge=0, description="Of distillation from the teacher's outputs.")
-    hint: float = Field(default=0.0, ge=0, description="Of the pooled states' distance, after a map.")
-    temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
-
-    @property
-    def talks(self) -> bool:
-        """Whether messages are exchanged."""
-        return self.interact > 0 or self.grounded > 0 or self.message > 0 or self.state > 0
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher is needed at all."""
-        return self.talks or self.kd > 0 or self.hint > 0
-
-
-class OptimizerConfig(_Config):
+class OptimizerConfig(ConfigSection):
     """AdamW and its schedule."""
 
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
@@ -122,7 +58,7 @@ class OptimizerConfig(_Config):
     max_grad_norm: float | None = Field(default=None, gt=0, description="Gradients are clipped to it.")
 
 
-class TrainConfig(_Config):
+class TrainConfig(ConfigSection):
     """One training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run and its folder.")
@@ -177,14 +113,17 @@ class TrainConfig(_Config):
 
     @model_validator(mode="after")
     def _check_needs(self) -> Self:
-        if self.losses.needs_teacher and self.teacher is None:
+        check_together(self.losses, self.talk)
+        if self.needs_teacher and self.teacher is None:
             raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
-        if self.losses.talks and not (self.student.lower and self.student.upper):
+        if self.talks and not (self.student.lower and self.student.upper):
             raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
-        if self.losses.hint and not self.student.upper:
-            raise ValueError("student.upper: got null, expected a module path for losses.hint")
-        if self.data.task == "tokens" and (self.losses.kd or self.losses.hint):
-            raise ValueError("losses.kd, losses.hint: got a weight, expected 0: data.task is tokens")
+        if self.losses.reads_states and not self.student.upper:
+            raise ValueError("student.upper: got null, expected a module path for losses.hint and relation")
+        if self.data.task == "tokens" and (self.losses.kd or self.losses.hint or self.losses.relation):
+            raise ValueError("losses.kd, hint, relation: got a weight, expected 0: data.task is tokens")
+        if self.losses.kd and self.losses.kd_source == "probe" and self.data.stream:
+            raise ValueError("losses.kd_source: got probe with data.stream, expected head: rows are kept")
         return self
 
     @model_validator(mode="after")
@@ -196,7 +135,7 @@ class TrainConfig(_Config):
             )
         if self.batch_size < most:
             raise ValueError(f"batch_size: got {self.batch_size}, expected at least num_workers {most}")
-        if self.losses.needs_teacher and self.teacher and most > 1:
+        if self.needs_teacher and self.teacher and most > 1:
             deadline_s = self.teacher.options.deadline_s
             if self.peer_timeout_s <= deadline_s:
                 raise ValueError(
@@ -204,6 +143,16 @@ class TrainConfig(_Config):
                     "another worker may wait for the teacher (teacher.options.deadline_s)"
                 )
         return self
+
+    @property
+    def talks(self) -> bool:
+        """Whether messages are exchanged."""
+        return self.losses.talks or self.talk.swap_probability > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.talks or self.losses.needs_teacher
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -258,7 +207,7 @@ def _section(data: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
-    for section, names in (("data", ("train", "valid", "test")), ("student", ("pretrained", "tokenizer"))):
+    for section, names in (("data", SOURCES), ("student", ("pretrained", "tokenizer"))):
         fields = _section(data, section)
         for name in names:
             if fields.get(name) is not None:

@@ -7,12 +7,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["DataConfig", "DataFormat", "Task", "resolve_source"]
+__all__ = ["SOURCES", "DataConfig", "DataFormat", "Task", "resolve_source"]
 
 Task = Literal["classification", "regression", "tokens"]
 DataFormat = Literal["csv", "parquet", "jsonl", "images", "huggingface"]
 
 PIXELS = "pixel_values"
+SOURCES = ("train", "valid", "test", "unlabelled")  # fields of `DataConfig`
 
 
 class DataConfig(BaseModel):
@@ -26,6 +27,10 @@ class DataConfig(BaseModel):
     )
     valid: str | None = Field(default=None, description="Validation examples; null: split off `train`.")
     test: str | None = Field(default=None, description="Test examples; null: split off `train`.")
+    unlabelled: str | None = Field(
+        default=None,
+        description="Examples without labels, trained on beside `train` by all losses that need none.",
+    )
     format: Literal["auto"] | DataFormat = Field(
         default="auto", description="What the sources are; auto: by name and content."
     )
@@ -67,7 +72,7 @@ class DataConfig(BaseModel):
         default=4096, ge=1, description="Rows that are shuffled among each other, where `stream` is true."
     )
 
-    @field_validator("train", "valid", "test", mode="before")
+    @field_validator("train", "valid", "test", "unlabelled", mode="before")
     @classmethod
     def _take_paths(cls, source: object) -> object:
         return str(source) if isinstance(source, Path) else source
@@ -90,13 +95,19 @@ class DataConfig(BaseModel):
             raise ValueError(f"teacher_features: got {unknown}, expected some of {sorted(known)}")
         if self.stream and not (self.valid and self.test):
             raise ValueError("stream: got true, expected `valid` and `test` too: a stream is not split")
+        if self.stream and self.unlabelled:
+            raise ValueError("unlabelled: got a source with stream, expected null: streams have labels")
         return self
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
+        return tuple(dict.fromkeys((self.label, *self.input_columns)))
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Those that are read of examples without labels."""
         read = (
-            self.label,
             self.text,
             self.text_pair,
             self.words,

@@ -10,7 +10,7 @@ import torch
 from student_client.objective import num_tokens
 
 if TYPE_CHECKING:
-    from student_client.data import ExampleSource
+    from student_client.batches import ExampleSource
     from student_client.objective import Objective
 
 __all__ = ["evaluate"]

@@ -25,8 +25,12 @@ __all__ = [
     "interaction",
     "logits_distillation",
     "message_consistency",
+    "relation",
     "state_consistency",
 ]
+
+
+_EPSILON = 1e-12
 
 
 def interaction(student_states: Tensor, decoded: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -122,6 +126,39 @@ def hint(student_pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
         A scalar.
     """
     return interaction(student_pooled, teacher_pooled)
+
+
+def relation(student_pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
+    """Relations of a batch's rows (Park et al., arXiv 1904.05068): distances of pairs, angles of triplets.
+
+    L_D + 2 L_A, the paper's ratio of 25 to 50: Huber losses between both models' distances, each in units of
+    its own mean (equations 5 and 6), and between their cosines (equation 8). A batch of one row has none.
+
+    Args:
+        student_pooled: [B, D].
+        teacher_pooled: [B, D'], of any width.
+
+    Returns:
+        A scalar.
+    """
+    student, teacher = student_pooled.float(), teacher_pooled.float()
+    if len(student) == 1:
+        return (student * 0.0).sum()
+    ours, theirs = _relations(student), _relations(teacher)
+    distances, angles = (functional.smooth_l1_loss(a, b) for a, b in zip(ours, theirs, strict=True))
+    return distances + 2.0 * angles
+
+
+def _relations(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the distances [B, B] in units of their mean, and the cosines [B, B, B] at each row."""
+    differences = states[None] - states[:, None]  # [B, B, D]
+    squares = differences.square().sum(-1)
+    apart = squares > _EPSILON
+    # Equal rows have no direction, and a root has no slope at 0.
+    lengths = torch.where(apart, squares, 1.0).sqrt() * apart
+    mean = lengths.sum() / apart.sum().clamp_min(1)
+    directions = differences / torch.where(apart, lengths, 1.0)[..., None] * apart[..., None]
+    return lengths / mean.clamp_min(_EPSILON), directions @ directions.transpose(1, 2)
 
 
 def _with_positions(first: Tensor, second: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

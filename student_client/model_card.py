@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from student_client.data_config import SOURCES
 from student_client.preparation import SEQUENCES
 from student_client.records import RESULT_FILE, STUDENT_FACTS_FILE
 
@@ -88,10 +89,12 @@ def _front_matter(config: TrainConfig, result: Mapping[str, Any]) -> str:
 
 def _data(config: TrainConfig, facts: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     data = config.data
-    names = {name: source for name in ("train", "valid", "test") if (source := getattr(data, name))}
+    names = {name: source for name in SOURCES if (source := getattr(data, name))}
     lines = [f"- {name}: `{source.rpartition('/')[2]}`" for name, source in names.items()]
+    without = result.get("num_unlabelled")
+    unlabelled = f" ({without} of them without labels)" if without else ""
     lines += [
-        f"- rows: {result['num_train']} to learn from, {result['num_test']} to be tested on",
+        f"- rows: {result['num_train']} to learn from{unlabelled}, {result['num_test']} to be tested on",
         f"- columns: {', '.join(f'`{column}`' for column in data.columns)}",
         f"- task: {data.task}, label `{data.label}`",
     ]

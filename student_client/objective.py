@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_client import losses
 from student_client.activity import Activity
+from student_client.batches import are_labels
+from student_client.connecting import connect
 from student_client.preparation import IGNORED
 from student_client.students import logits_of
-from student_client.talking import TalkingLosses, connect
 from student_client.taps import Taps
 
 if TYPE_CHECKING:
+    from student_client.batches import Batch
     from student_client.config import StudentConfig, TrainConfig
-    from student_client.data import Batch
     from student_client.talk import TeacherTalk
+    from student_client.talking import TalkingLosses
 
-__all__ = ["DivergedError", "Objective", "Outcome", "build_objective", "num_tokens", "state_width", "tapped"]
+__all__ = [
+    "DivergedError",
+    "Objective",
+    "Outcome",
+    "StepSize",
+    "build_objective",
+    "num_tokens",
+    "state_width",
+    "tapped",
+]
 
 
 class DivergedError(ArithmeticError):
@@ -112,6 +124,9 @@ class Objective(nn.Module):
         begun = None if self.talking is None else self.talking.begin(batch.teacher, mask)
         logits = logits_of(self.student(**batch.student))
         parts = {"task": self._task(logits, batch.labels)}
+        if batch.told is not None:
+            temperature = self.config.losses.temperature
+            parts["kd"] = losses.logits_distillation(logits, batch.told, temperature)
         if self.talking is not None:
             parts |= self.talking.finish(
                 begun,
@@ -145,19 +160,30 @@ class Objective(nn.Module):
         return logits
 
     def _task(self, logits: Tensor, labels: Tensor) -> Tensor:
+        known, count = are_labels(labels), num_tokens(labels)
+        # A batch, or a part of one, may have no labels at all: its mean is 0, not 0 / 0.
         if self.config.data.task == "regression":
-            return functional.mse_loss(logits.reshape(labels.shape), labels)
+            logits = logits.reshape(labels.shape)
+            if count == len(labels):
+                return functional.mse_loss(logits, labels)
+            return functional.mse_loss(logits[known], labels[known], reduction="sum") / max(count, 1)
         flat = logits.flatten(0, -2), labels.flatten()
-        if labels.ndim == 1:
+        if labels.ndim == 1 and count == len(labels):
             return functional.cross_entropy(*flat)
-        # A part of a batch may have no labels at all: its mean is 0, not 0 / 0.
         total = functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
-        return total / max(num_tokens(labels), 1)
+        return total / max(count, 1)
 
 
 def num_tokens(labels: Tensor) -> int:
     """Returns how many labels there are, of rows [B] or of positions [B, L]."""
-    return len(labels) if labels.ndim == 1 else int((labels != IGNORED).sum())
+    return int(are_labels(labels).sum())
+
+
+class StepSize(NamedTuple):
+    """What all workers have in one step: rows, and labels of rows or of positions."""
+
+    rows: int
+    tokens: float
 
 
 def build_objective(
@@ -181,7 +207,7 @@ def build_objective(
         TeacherError: the teacher does not say what it is.
     """
     taps = Taps(student, tapped(config.student))
-    if config.teacher is None or not config.losses.needs_teacher:
+    if config.teacher is None or not config.needs_teacher:
         return Objective(config, student, taps, None)
     student_dim = state_width(student, taps, tapped(config.student), example.student)
     with (activity or Activity()).now(f"connecting to {config.teacher.address}"):

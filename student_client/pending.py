@@ -6,7 +6,7 @@ Shapes: B batch, L positions of the student's sequence, D its width, K positions
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from student_client.pending_turns import PendingTurn
     from student_client.talk import TeacherTalk
 
-__all__ = ["PendingObservation", "PendingTalk", "SentTurns"]
+__all__ = ["Answer", "PendingObservation", "PendingTalk", "SentTurns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,14 @@ class SentTurns:
         if self.wants_gradient:
             return differentiable(self.turns, message, self.parameters)
         return receive(self.turns, self.device)
+
+
+class Answer(Protocol):
+    """The answer to a message that is on its way."""
+
+    def values(self, message: Tensor) -> tuple[dict[str, Tensor], tuple[pb.Receipt, ...]]:
+        """Waits; returns "reply", [B, K, M], to the message [B, K, M], and what its turns cost."""
+        ...
 
 
 class PendingObservation:
@@ -133,7 +141,7 @@ class PendingTalk:
         decoded = states.reshape(self._shape)
         return Talk(tuple(self._messages), tuple(replies), self._message_mask, decoded, tuple(receipts))
 
-    def _say(self, states: Tensor) -> SentTurns:
+    def _say(self, states: Tensor) -> Answer:
         message = self._talk.student_encoder(states, self._mask, self._message_mask)
         self._messages.append(message)
         with self._gradients_or_not():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IGNORED", "SEQUENCES", "Preparation", "hash_words", "is_number"]
 
-IGNORED = -100  # the label of a position that has none
+IGNORED = -100  # the label of a row or position that has none; a number's is NaN
 # Inputs whose second axis is positions.
 SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -103,15 +103,19 @@ class Preparation:
         return (*self.config.features, *([PIXELS] if self.config.image else []))
 
     def labels(self, rows: dict[str, list[Any]]) -> Tensor:
-        """Returns the labels of whole rows, [B] int64 or float32.
+        """Returns the labels of whole rows, [B] int64 or float32; that of None is `IGNORED` or NaN.
 
         Raises:
             DataError: a label is no number, or of no known class.
         """
         values = rows[self.config.label]
         if self.config.task == "regression":
-            return _numbers(values, self.config.label, torch.float32)
-        return torch.tensor([self._class(value) for value in values])
+            known = torch.tensor([value is not None for value in values])
+            numbers = [value for value in values if value is not None]
+            labels = torch.full((len(values),), torch.nan)
+            labels[known] = _numbers(numbers, self.config.label, torch.float32)
+            return labels
+        return torch.tensor([IGNORED if value is None else self._class(value) for value in values])
 
     def _class(self, value: object) -> int:
         try:
@@ -143,7 +147,7 @@ class Preparation:
         for row, row_tags in enumerate(tags or ()):
             previous = None
             for position, word in enumerate(encoded.word_ids(row)):
-                if word is not None and word != previous:
+                if row_tags is not None and word is not None and word != previous:
                     labels[row, position] = self._class(row_tags[word])
                 previous = word
         return {name: encoded[name] for name in SEQUENCES if name in encoded}, labels
@@ -159,7 +163,7 @@ class Preparation:
         labels = torch.full((len(ids), length), IGNORED)
         for row, words in enumerate(ids):
             padded[row, : len(words)] = torch.tensor(words)
-            if tags is not None:
+            if tags is not None and tags[row] is not None:
                 row_tags = tags[row][: len(words)]
                 labels[row, : len(row_tags)] = torch.tensor([self._class(tag) for tag in row_tags])
         return {"input_ids": padded, "attention_mask": padded != 0}, labels

@@ -64,25 +64,29 @@ def format_of(source: str, wanted: str) -> DataFormat:
     )
 
 
-def read_table(source: str, config: DataConfig, split: str = "train") -> pa.Table:
+def read_table(
+    source: str, config: DataConfig, split: str = "train", columns: Sequence[str] | None = None
+) -> pa.Table:
     """Reads the columns of a config.
 
     Args:
         source: a file, a folder or a Hugging Face data set.
         config: names the columns.
         split: of a Hugging Face data set that has several.
+        columns: those that are read; None: all of the config.
 
     Raises:
         DataError: it can't be read, or lacks a column.
     """
     kind = format_of(source, config.format)
+    columns = config.columns if columns is None else columns
     try:
         if kind == "huggingface":
-            table = _read_huggingface(source, config, split)
+            table = _read_huggingface(source, config, split, columns)
         elif kind == "images":
             table = _read_images(source, config)
         elif kind == "csv":
-            table = _read_csv(source, config)
+            table = _read_csv(source, columns)
         else:
             files = files_of(source, kind)
             table = dataset.dataset(files, format="json" if kind == "jsonl" else kind).to_table()
@@ -92,8 +96,8 @@ def read_table(source: str, config: DataConfig, split: str = "train") -> pa.Tabl
         raise DataError(f"{source}: can't be read: {error.strerror or error}") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{source}: not {kind}: {error}") from None
-    check_columns(source, table.column_names, config.columns)
-    return table.select(list(config.columns))
+    check_columns(source, table.column_names, columns)
+    return table.select(list(columns))
 
 
 def files_of(source: str, kind: DataFormat) -> list[str]:
@@ -123,9 +127,9 @@ def check_columns(source: str, found: Sequence[str], expected: Sequence[str]) ->
         raise DataError(f"{source}: got columns {sorted(found)}, expected {missing} too")
 
 
-def csv_options(config: DataConfig) -> dict[str, Any]:
+def csv_options(columns: Sequence[str]) -> dict[str, Any]:
     """Returns how csv files are parsed: every column that is read is a text, so that nothing is guessed."""
-    types = {column: pa.string() for column in config.columns}
+    types = {column: pa.string() for column in columns}
     return {
         "parse_options": csv.ParseOptions(newlines_in_values=True),
         "convert_options": csv.ConvertOptions(
@@ -134,16 +138,16 @@ def csv_options(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def _read_csv(source: str, config: DataConfig) -> pa.Table:
+def _read_csv(source: str, columns: Sequence[str]) -> pa.Table:
     tables = []
     for file in files_of(source, "csv"):
-        table = csv.read_csv(file, **csv_options(config))
-        check_columns(file, table.column_names, config.columns)
-        tables.append(table.select(list(config.columns)))
+        table = csv.read_csv(file, **csv_options(columns))
+        check_columns(file, table.column_names, columns)
+        tables.append(table.select(list(columns)))
     return pa.concat_tables(tables)
 
 
-def _read_huggingface(source: str, config: DataConfig, split: str) -> pa.Table:
+def _read_huggingface(source: str, config: DataConfig, split: str, columns: Sequence[str]) -> pa.Table:
     """Reads a data set of the hub or of `save_to_disk`; images stay bytes or files."""
     import datasets  # noqa: PLC0415 - heavy
 
@@ -155,20 +159,19 @@ def _read_huggingface(source: str, config: DataConfig, split: str) -> pa.Table:
         except Exception as error:  # noqa: BLE001 - the hub's own errors have no common base
             raise DataError(f"{source}: can't be loaded from the Hugging Face hub: {error}") from None
     if isinstance(loaded, datasets.DatasetDict):
-        names = {"valid": "validation"}
+        names = {"valid": "validation", "unlabelled": "unsupervised"}
         wanted = next((name for name in (split, names.get(split)) if name in loaded), None)
         if wanted is None:
             raise DataError(f"{source}: got splits {sorted(loaded)}, expected {split}")
         loaded = loaded[wanted]
-    kept = [column for column in config.columns if column in loaded.column_names]
-    check_columns(source, loaded.column_names, config.columns)
+    check_columns(source, loaded.column_names, columns)
     names_of = {
         column: feature.names
         for column, feature in loaded.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    table = loaded.select_columns(kept).with_format("arrow")[:]
-    if config.label in names_of:
+    table = loaded.select_columns(list(columns)).with_format("arrow")[:]
+    if config.label in columns and config.label in names_of:
         numbers = table[config.label].to_pylist()
         values = pa.array(_class_names(source, config.label, numbers, names_of[config.label]))
         table = table.set_column(table.column_names.index(config.label), config.label, values)

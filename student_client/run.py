@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +17,10 @@ from student_client.activity import Activity
 from student_client.checkpoints import ResumeError
 from student_client.data import check_enough, load_splits
 from student_client.evaluation import evaluate
-from student_client.objective import Objective, build_objective, num_tokens
+from student_client.objective import Objective, StepSize, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
+from student_client.probe import probed
 from student_client.students import build_student
 from student_client.times import WaitingTimes
 from student_client.whole_files import whole_file
@@ -40,8 +40,8 @@ __all__ = ["StudentRun"]
 class StudentRun:
     """Trains a student; a run that is saved and loaded goes on exactly.
 
-    A step's loss is the mean over the examples (tokens, for token-level labels) of all workers and parts of
-    the batch, so neither `num_workers` nor `accumulate` changes what is learnt.
+    A step's loss is the mean over the rows (labels, for the task) of all workers and parts of the batch, so
+    neither `num_workers` nor `accumulate` changes what is learnt.
 
     Args:
         config: of the run.
@@ -97,6 +97,8 @@ class StudentRun:
             python_path=config.python_path,
         )
         self.objective: Objective = build_objective(config, student, self.example, patience_s, self._activity)
+        talking = self.objective.talking
+        self.splits, self._told_by = probed(config, self.splits, talking, self._activity)
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device
@@ -170,7 +172,7 @@ class StudentRun:
             self._schedule.step()
         return sums
 
-    def _backward(self, part: Batch, ahead: Batch | None, total: _Size) -> Outcome:
+    def _backward(self, part: Batch, ahead: Batch | None, total: StepSize) -> Outcome:
         """Adds a part's gradients; all parts' sum is the gradient of the mean over all workers."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             outcome: Outcome = self._parallel(part.to(self._device), ahead)
@@ -191,14 +193,14 @@ class StudentRun:
         )
         return no_sync()
 
-    def _global_size(self, batch: Batch) -> _Size:
+    def _global_size(self, batch: Batch) -> StepSize:
         """Returns the size of this step's batch in all workers."""
         left = len(self.splits.train) - self._batches_done * self.config.batch_size
         rows = min(self.config.batch_size, left)
-        if self.config.data.task != "tokens":
-            return _Size(rows, rows)
+        if self.config.data.task != "tokens" and self.config.data.unlabelled is None:
+            return StepSize(rows, rows)
         own = num_tokens(batch.labels) if self._rank < rows else 0
-        return _Size(rows, max(self._sum_over_workers(own), 1))
+        return StepSize(rows, max(self._sum_over_workers(own), 1))
 
     def _keep_best(self) -> None:
         self.last_valid = value = self.evaluate(self.splits.valid)
@@ -226,7 +228,9 @@ class StudentRun:
             "best_epoch": best_epoch,
             "num_steps": self.step,
             "num_train": len(self.splits.train),
+            **({"num_unlabelled": self.splits.num_unlabelled} if self.splits.num_unlabelled else {}),
             "num_test": len(self.splits.test),
+            **self._told_by,
             **self.conversation_facts(self.pace.all_steps()),
         }
 
@@ -289,11 +293,3 @@ class StudentRun:
         self._batches_done = state["batches_done"]
         self.last_valid = state["last_valid"]
         self._best = state["best"]
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Rows, and labelled tokens (rows, unless labels are token-level)."""
-
-    rows: int
-    tokens: float

@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 import torch
 
-from student_client.data import (
-    Splits,
-    classes_of,
-    examples_of,
-    read_examples,
-    share_of,
-    split_rows,
-)
+from student_client.batches import share_of, split_rows
+from student_client.data import Splits, classes_of, examples_of, read_examples
 from student_client.preparation import Preparation
 from student_client.reading import (
     DataError,
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from student_client.data import Batch
+    from student_client.batches import Batch
     from student_client.data_config import DataConfig
     from student_client.student_config import StudentConfig
 
@@ -113,7 +107,7 @@ def open_dataset(source: str, config: DataConfig, order: random.Random | None) -
     if order is not None:
         order.shuffle(names)
     if kind == "csv":
-        rows = ray.data.read_csv(names, **csv_options(config))
+        rows = ray.data.read_csv(names, **csv_options(columns))
     elif kind == "parquet":
         rows = ray.data.read_parquet(names)
     else:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from student_client.client import ConversationHandle
     from student_client.frames import TeacherInputs
     from student_client.options import ClientOptions
-    from student_client.pending import SentTurns
+    from student_client.pending import Answer
 
 __all__ = ["MAX_FRAME_BYTES", "Talk", "TeacherTalk"]
 
@@ -276,7 +276,7 @@ class TeacherTalk(nn.Module):
         """
         self._sender.push_codec(self.teacher_codec)
 
-    def send_message(self, message: Tensor, mask: Tensor, inputs: TeacherInputs | None) -> SentTurns:
+    def send_message(self, message: Tensor, mask: Tensor, inputs: TeacherInputs | None) -> Answer:
         """Sends a message [B, K, M] with its mask [B, K]; for `PendingTalk`."""
         return self._sender.exchange(self.teacher_codec, message, mask, inputs)
 

@@ -5,30 +5,27 @@ Knows the student only by its tapped states, its outputs and a way to run it aga
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from preceptor.codec import resample
 from preceptor.terms import ObservationKind
 from student_client import losses
-from student_client.client import TeacherClient
-from student_client.errors import TeacherUnavailableError
-from student_client.talk import MAX_FRAME_BYTES, TeacherTalk
+from student_client.told import sequence, told_kinds, told_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from preceptor.v1 import teacher_pb2 as pb
-    from student_client.config import LossWeights, TalkConfig, TeacherConfig
+    from torch import Tensor
+
     from student_client.frames import TeacherInputs
     from student_client.pending import PendingObservation, PendingTalk
-    from student_client.talk import Talk
+    from student_client.talk import Talk, TeacherTalk
+    from student_client.talk_config import LossWeights, TalkConfig
     from student_client.taps import Taps
 
-__all__ = ["TalkingLosses", "connect"]
+__all__ = ["TalkingLosses"]
 
 
 class TalkingLosses(nn.Module):
@@ -98,26 +95,46 @@ class TalkingLosses(nn.Module):
             run_again: runs the student on the same inputs and returns the task's loss.
             ahead: what the teacher may read in the meantime, for the next step.
 
+        Returns:
+            The losses by name; "task" among them takes the place of the student's own.
+
         Raises:
             TeacherError: the conversation failed; see `student_client.errors`.
         """
+        swaps = self._swaps()
         if mask is None:
-            states = _sequence(self._taps["upper"]) if self.weights.talks or self.weights.hint else logits
+            reads_states = self.weights.reads_states or swaps
+            states = sequence(self._taps["upper"]) if reads_states else logits
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         mask = mask.bool()
         seen = begun or self.begin(teacher, mask)
-        heard = self._start_talk(teacher, mask)
-        if ahead is not None:
+        heard = self._start_talk(teacher, mask) if swaps or self._needs_reply else None
+        if ahead is not None and self.asks:
             self.talk.read_ahead(ahead, self._kinds())
         parts = {}
         observed = seen.result() if seen else {}
         if heard is not None:
-            parts.update(self._heard(mask, heard.result(), run_again))
+            parts.update(self._heard(mask, heard.result(), run_again, swaps=swaps))
         if "lower_message" in observed:
             parts["message"] = self._message_of_models(mask, observed)
         if "state_consistency" in observed:
             parts["state"] = self._state(mask, observed)
-        return {**parts, **self._told(logits, mask, observed)}
+        told = told_losses(
+            self.weights, observed, logits=logits, taps=self._taps, mask=mask, hint_map=self.hint_map
+        )
+        return {**parts, **told}
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step asks the teacher for anything."""
+        needs_reply = self._needs_reply or self.config.swap_probability > 0
+        return bool(self._kinds()) or (needs_reply and self.config.control != "no_teacher")
+
+    @property
+    def _needs_reply(self) -> bool:
+        weights = self.weights
+        of_turn = weights.message > 0 and self.config.message_target == "turn"
+        return weights.interact > 0 or weights.grounded > 0 or of_turn
 
     def _kinds(self) -> set[ObservationKind]:
         """Returns all that the losses need of the teacher's own reading."""
@@ -126,39 +143,27 @@ class TalkingLosses(nn.Module):
             kinds |= {ObservationKind.LOWER_MESSAGE, ObservationKind.UPPER_MESSAGE}
         if weights.state:
             kinds.add(ObservationKind.STATE_CONSISTENCY)
-        if weights.kd:
-            kinds.add(ObservationKind.LOGITS)
-        if weights.hint:
-            kinds.add(ObservationKind.POOLED_STATE)
-        return kinds
+        return kinds | told_kinds(weights)
 
-    def _start_talk(self, teacher: TeacherInputs, mask: Tensor) -> PendingTalk | None:
-        """Sends the student's message, if a loss needs the reply."""
-        config, weights = self.config, self.weights
-        of_turn = weights.message and config.message_target == "turn"
-        if not (weights.interact or weights.grounded or of_turn):
-            return None
+    def _swaps(self) -> bool:
+        """Draws whether this step's task is solved with the teacher's layers in the student's middle."""
+        chance = self.config.swap_probability if self.training else 0.0
+        return chance > 0 and torch.rand(()).item() < chance
+
+    def _start_talk(self, teacher: TeacherInputs, mask: Tensor) -> PendingTalk:
+        """Sends the student's message."""
         return self.talk.start(
             self._taps["lower"],
             mask=mask,
             inputs=teacher,
-            num_rounds=config.num_rounds,
-            through_teacher=config.through_teacher,
+            num_rounds=self.config.num_rounds,
+            through_teacher=self.config.through_teacher,
         )
 
-    def _told(self, logits: Tensor, mask: Tensor, seen: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the losses of plain distillation."""
-        parts = {}
-        if "logits" in seen:
-            parts["kd"] = losses.logits_distillation(logits, seen["logits"], self.weights.temperature)
-        if "pooled_state" in seen and self.hint_map is not None:
-            one = torch.ones(mask.shape[0], 1, dtype=torch.bool, device=mask.device)
-            pooled = resample(_sequence(self._taps["upper"]), mask, one)[:, 0]
-            parts["hint"] = losses.hint(self.hint_map(pooled), seen["pooled_state"])
-        return parts
-
-    def _heard(self, mask: Tensor, heard: Talk, run_again: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """Returns the losses of what the student heard."""
+    def _heard(
+        self, mask: Tensor, heard: Talk, run_again: Callable[[], Tensor], *, swaps: bool
+    ) -> dict[str, Tensor]:
+        """Returns the losses of what the student heard; "task" if it takes the place of the student's own."""
         config, weights = self.config, self.weights
         upper, parts = self._taps["upper"], {}
         decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
@@ -171,6 +176,9 @@ class TalkingLosses(nn.Module):
         if weights.grounded:
             with self._taps.replaced("upper", heard.decoded):
                 parts["grounded"] = run_again()
+        if swaps:
+            with self._taps.replaced("upper", heard.decoded):
+                parts["task"] = run_again()
         if weights.message and config.message_target == "turn":
             parts["message"] = self._message_of_turn(heard)
         return parts
@@ -189,7 +197,7 @@ class TalkingLosses(nn.Module):
         message_mask = talk.message_mask(mask)
         ends = [
             losses.message_consistency(
-                talk.student_encoder(_sequence(self._taps[tap]), mask, message_mask),
+                talk.student_encoder(sequence(self._taps[tap]), mask, message_mask),
                 seen[name],
                 message_mask,
                 detach_other=self.config.detach_teacher,
@@ -203,74 +211,8 @@ class TalkingLosses(nn.Module):
         message_mask = talk.message_mask(mask)
         own = [
             losses.state_consistency(
-                talk.student_encoder, talk.student_decoder, _sequence(self._taps[tap]), mask, message_mask
+                talk.student_encoder, talk.student_decoder, sequence(self._taps[tap]), mask, message_mask
             )
             for tap in ("lower", "upper")
         ]
         return torch.stack(own).mean() + seen["state_consistency"].mean()
-
-
-def _sequence(states: Tensor) -> Tensor:
-    """Gives [B, D] states a position axis."""
-    return states[:, None] if states.ndim == 2 else states  # noqa: PLR2004 - rank
-
-
-def _describe(client: TeacherClient, patience_s: float) -> pb.DescribeTeacherResponse:
-    """Asks a teacher what it is; its replicas may just be starting."""
-    deadline_s = time.monotonic() + patience_s
-    while True:
-        try:
-            return client.describe()
-        except TeacherUnavailableError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(client.options.max_backoff_s)
-
-
-def connect(
-    teacher: TeacherConfig,
-    weights: LossWeights,
-    config: TalkConfig,
-    *,
-    student_dim: int,
-    taps: Taps,
-    tenant: str,
-    patience_s: float = 0.0,
-) -> TalkingLosses:
-    """Builds the conversation that fits a student and its teacher.
-
-    Args:
-        teacher: where it is.
-        weights: which losses are wanted.
-        config: how the student talks.
-        student_dim: the width of the states that are talked about.
-        taps: reads them.
-        tenant: the team, where `teacher` names none.
-        patience_s: seconds to go on asking a teacher that does not answer.
-
-    Raises:
-        TeacherError: the teacher does not say what it is.
-    """
-    client = TeacherClient(teacher.address, teacher.options)
-    description = _describe(client, patience_s)
-    teacher_dim = description.teacher.hidden_size
-    talk = TeacherTalk(
-        client,
-        config.codec,
-        student_dim=student_dim,
-        teacher_dim=teacher_dim,
-        reading=config.reading,
-        split_layer=config.split_layer,
-        compression=config.compression,
-        deterministic=config.deterministic,
-        tenant=teacher.tenant or tenant,
-        micro_batch_size=config.micro_batch_size,
-        max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
-        limits=description.limits,
-    )
-    talk.requires_grad_(weights.talks)
-    hint_map = nn.Linear(student_dim, teacher_dim) if weights.hint else None
-    talking = TalkingLosses(weights, config, talk, hint_map, taps)
-    talking.teacher_name = description.teacher.name
-    talking.teacher_fingerprint = description.teacher.fingerprint
-    return talking

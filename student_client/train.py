@@ -28,7 +28,7 @@ from student_client.activity import forget_activities, longest_activity
 from student_client.checkpoints import ResumeError
 from student_client.clearing import clear_run
 from student_client.cluster import resources_of
-from student_client.data_config import resolve_source
+from student_client.data_config import SOURCES, resolve_source
 from student_client.environment import environment
 from student_client.errors import DeadlineExceededError, TeacherUnavailableError
 from student_client.locks import folder_lock
@@ -228,7 +228,7 @@ def _resolved(config: TrainConfig) -> TrainConfig:
         update={
             "teacher": teacher,
             "output": config.output.resolve(),
-            "data": data.model_copy(update=absolute(data, "train", "valid", "test")),
+            "data": data.model_copy(update=absolute(data, *SOURCES)),
             "student": student.model_copy(update=absolute(student, "pretrained", "tokenizer")),
             "python_path": tuple(folder.resolve() for folder in config.python_path),
             "tracking": config.tracking.resolved(here),

@@ -21,7 +21,8 @@ from transformers import Trainer
 
 from student_client.advice import WaitingAdvice
 from student_client.config import LossWeights, TalkConfig, TeacherConfig
-from student_client.talking import TalkingLosses, connect
+from student_client.connecting import connect
+from student_client.talk_config import check_together
 from student_client.taps import Taps
 from student_client.trainer_hooks import TEACHER_KEY, TalkingHooks, TeacherCollator
 from student_client.trainer_pace import TalkingCallback
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+
+    from student_client.talking import TalkingLosses
 
 __all__ = ["TalkingArguments", "TalkingTrainer"]
 
@@ -251,6 +254,7 @@ class TalkingTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 def _check_arguments(trainer: TalkingTrainer) -> None:
     """Refuses what would not work, and sets what has to be set for it to work."""
     args = trainer.args
+    check_together(trainer.talking_arguments.losses, trainer.talking_arguments.talk)
     if args.n_gpu > 1:
         raise ValueError(
             f"got {args.n_gpu} GPUs in one process, expected one; start a process for each with torchrun, or "
@@ -275,6 +279,12 @@ def _check_arguments(trainer: TalkingTrainer) -> None:
             "losses.grounded: got a weight with compute_loss_func or label smoothing, expected the loss of "
             "the model itself"
         )
+    if trainer.talking_arguments.talk.swap_probability:
+        raise ValueError(
+            "talk.swap_probability: expected 0: the task's loss is Trainer's; `preceptor train` swaps"
+        )
+    if trainer.talking_arguments.losses.kd_source == "probe":
+        raise ValueError("losses.kd_source: got probe, expected head: `preceptor train` fits probes")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a codec half may be left out by the losses
 

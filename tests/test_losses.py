@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from preceptor.codec import CodecSpec, Decoder, Encoder
 from student_client import losses
@@ -113,3 +114,54 @@ def test_a_hint_is_the_distance_of_pooled_states() -> None:
     student, teacher = _states(3, 5), _states(3, 5, seed=1)
     torch.testing.assert_close(losses.hint(student, teacher), _distance(student, teacher).mean())
     torch.testing.assert_close(losses.hint(student, 3 * student), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def test_relations_are_distances_of_pairs_and_cosines_of_triplets() -> None:
+    student, teacher = _states(4, 5), _states(4, 7, seed=1)
+
+    def relations(states: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        rows = range(len(states))
+        lengths = [(states[i] - states[j]).norm() for i in rows for j in rows]
+        mean = torch.stack([each for each in lengths if each > 0]).mean()
+        angles = [
+            functional.normalize(states[i] - states[j], dim=0)
+            @ functional.normalize(states[k] - states[j], dim=0)
+            for j in rows
+            for i in rows
+            for k in rows
+        ]
+        return [each / mean for each in lengths], angles
+
+    def huber(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        errors = (torch.stack(ours) - torch.stack(theirs)).abs()
+        return torch.where(errors <= 1, 0.5 * errors.square(), errors - 0.5).mean()
+
+    (our_lengths, our_angles), (their_lengths, their_angles) = relations(student), relations(teacher)
+    expected = huber(our_lengths, their_lengths) + 2 * huber(our_angles, their_angles)
+    torch.testing.assert_close(losses.relation(student, teacher), expected)
+
+
+def test_relations_are_those_of_a_turned_moved_and_scaled_batch() -> None:
+    teacher = _states(6, 5)
+    turn, _ = torch.linalg.qr(_states(5, 5, seed=1))
+    alike = 3.0 * teacher @ turn + 7.0
+    torch.testing.assert_close(losses.relation(alike, teacher), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert losses.relation(alike.flip(0), teacher) > 0.01
+
+
+@pytest.mark.parametrize("same", [1, 2, 4])
+def test_rows_that_are_equal_have_relations_with_finite_slopes(same: int) -> None:
+    first = _states(1, 5)
+    student = torch.cat([first.expand(same, 5), _states(4 - same, 5, seed=2)]).requires_grad_()
+    loss = losses.relation(student, _states(4, 3, seed=1))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() < 10
+
+
+def test_one_row_has_no_relations() -> None:
+    student = _states(1, 5, requires_grad=True)
+    loss = losses.relation(student, _states(1, 3))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert (loss.item(), gradient.abs().sum().item()) == (0.0, 0.0)

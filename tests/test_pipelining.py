@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from student_client.frames import TeacherInputs
+    from student_client.pending import SentTurns
     from tests.toy_server import ToyServer
 
 BATCH = 6
@@ -84,7 +85,7 @@ def test_only_time_that_is_blocked_counts_as_waiting(
     server = start_server()
     talk = connect(server.address)
     pending = talk.start(_states())
-    futures.wait([turn._future for turn in pending._sent.turns])
+    futures.wait([turn._future for turn in cast("SentTurns", pending._sent).turns])
     pending.result()
     assert talk.conversation.waiting_s == 0.0
     server.queue.await_arrivals()
