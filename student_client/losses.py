@@ -25,6 +25,7 @@ __all__ = [
     "interaction",
     "logits_distillation",
     "message_consistency",
+    "message_contrast",
     "relation",
     "state_consistency",
 ]
@@ -65,6 +66,38 @@ def message_consistency(
         A scalar.
     """
     return interaction(message, other.detach() if detach_other else other, mask)
+
+
+def message_contrast(
+    message: Tensor,
+    other: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    detach_other: bool = False,
+) -> Tensor:
+    """L_MC as a contrast (InfoNCE, van den Oord et al., arXiv 1807.03748, equation 4).
+
+    A row's message shall be told from those of the batch's other rows by what the other end says of the row:
+    cross entropy of cosines over the batch. One row has nothing to be told from.
+
+    Args:
+        message: [B, K, M]; its mean over valid positions is compared.
+        other: [B, K, M].
+        mask: [B, K], bool; None: all positions are valid.
+        temperature: that cosines are divided by.
+        detach_other: whether only `message` is drawn.
+
+    Returns:
+        A scalar.
+    """
+    first, second, mask = _with_positions(message, other.detach() if detach_other else other, mask)
+    count = mask.sum(-1, keepdim=True).clamp_min(1)
+    ours, theirs = (
+        functional.normalize((each * mask[..., None]).sum(1) / count, dim=-1) for each in (first, second)
+    )
+    rows = torch.arange(len(ours), device=ours.device)
+    return functional.cross_entropy(ours @ theirs.T / temperature, rows)
 
 
 def state_consistency(

@@ -35,6 +35,10 @@ class TalkConfig(ConfigSection):
     message_target: Literal["models", "turn"] = Field(
         default="models", description="L_MC between both models' readings of x, or between message and reply."
     )
+    message_loss: Literal["mse", "contrastive"] = Field(
+        default="mse",
+        description="L_MC as a distance, or as a contrast: a row's message is told from other rows'.",
+    )
     detach_teacher: bool = Field(default=True, description="Whether L_MC moves the student's end only.")
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."

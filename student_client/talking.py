@@ -185,9 +185,7 @@ class TalkingLosses(nn.Module):
 
     def _message_of_turn(self, heard: Talk) -> Tensor:
         rounds = [
-            losses.message_consistency(
-                message, reply, heard.message_mask, detach_other=self.config.detach_teacher
-            )
+            self._same_message(message, reply, heard.message_mask)
             for message, reply in zip(heard.messages, heard.replies, strict=True)
         ]
         return torch.stack(rounds).mean()
@@ -196,15 +194,18 @@ class TalkingLosses(nn.Module):
         talk = self.talk
         message_mask = talk.message_mask(mask)
         ends = [
-            losses.message_consistency(
-                talk.student_encoder(sequence(self._taps[tap]), mask, message_mask),
-                seen[name],
-                message_mask,
-                detach_other=self.config.detach_teacher,
+            self._same_message(
+                talk.student_encoder(sequence(self._taps[tap]), mask, message_mask), seen[name], message_mask
             )
             for tap, name in (("lower", "lower_message"), ("upper", "upper_message"))
         ]
         return torch.stack(ends).sum()
+
+    def _same_message(self, message: Tensor, other: Tensor, message_mask: Tensor) -> Tensor:
+        """Returns L_MC of two ends."""
+        is_contrast = self.config.message_loss == "contrastive"
+        loss = losses.message_contrast if is_contrast else losses.message_consistency
+        return loss(message, other, message_mask, detach_other=self.config.detach_teacher)
 
     def _state(self, mask: Tensor, seen: dict[str, Tensor]) -> Tensor:
         talk = self.talk

@@ -165,3 +165,23 @@ def test_one_row_has_no_relations() -> None:
     loss = losses.relation(student, _states(1, 3))
     (gradient,) = torch.autograd.grad(loss, student)
     assert (loss.item(), gradient.abs().sum().item()) == (0.0, 0.0)
+
+
+def test_a_contrast_is_the_cross_entropy_of_cosines_over_the_batch() -> None:
+    message, other = _states(2, 3, 4), _states(2, 3, 4, seed=1)
+    ours, theirs = (torch.stack([each[0, :2].mean(0), each[1, 0]]) for each in (message, other))
+    cosines = functional.cosine_similarity(ours[:, None], theirs[None], dim=-1) / 0.1
+    expected = -cosines.log_softmax(-1).diag().mean()
+    torch.testing.assert_close(losses.message_contrast(message, other, MASK), expected)
+    softer = -(cosines / 5).log_softmax(-1).diag().mean()
+    torch.testing.assert_close(losses.message_contrast(message, other, MASK, temperature=0.5), softer)
+    assert losses.message_contrast(message[:1], other[:1]) == 0
+
+
+@pytest.mark.parametrize("detach_other", [False, True])
+def test_a_contrast_draws_the_other_end_unless_told_not_to(*, detach_other: bool) -> None:
+    message, other = _states(2, 3, 4, requires_grad=True), _states(2, 3, 4, seed=1, requires_grad=True)
+    torch.autograd.backward(losses.message_contrast(message, other, MASK, detach_other=detach_other))
+    assert message.grad is not None
+    assert message.grad[~MASK].eq(0).all()
+    assert (other.grad is None) == detach_other
