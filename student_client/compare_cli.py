@@ -61,7 +61,7 @@ def compare(
     settings, study = _load(config, only or [], parallelism)
     if not report_only:
         _run(settings, study)
-    _report(settings, study, as_json=as_json)
+    _report(settings, study.state, as_json=as_json)
     _tell_failures(study.state)
     if study.state.failures:
         raise typer.Exit(EXIT_FAILED)
@@ -144,11 +144,26 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 2 * _MINUTE_S else f"{minutes / _MINUTE_S:.1f} h"
 
 
-def _report(settings: StudyConfig, study: Study, *, as_json: bool) -> None:
-    """Prints the table, and writes it and the report into the study's folder."""
-    lines = study.lines()
+def _report(settings: StudyConfig, state: StudyState, *, as_json: bool) -> None:
+    """Prints the table, and writes it and the report into the study's folder; of all cells, always."""
+    from student_client.study_cells import cells_of
+    from student_client.study_report import REPORT_FILE, TABLE_FILE, sentences, write_report
+    from student_client.study_runner import Study
+    from student_client.study_table import as_rich, grids, summary
+
+    lines = Study(settings, cells_of(settings)).lines()
+    write_report(settings, lines, settings.folder)
     if as_json:
-        typer.echo(json.dumps({"name": settings.name, "folder": str(settings.folder), "cells": len(lines)}))
+        facts = {"name": settings.name, "folder": str(settings.folder), "num_cells": len(lines)}
+        failed = {"num_failed": len(state.failures)}
+        typer.echo(json.dumps({**facts, **failed, **summary(settings, lines)}))
+    else:
+        for grid in grids(settings, lines):
+            console.print(as_rich(grid))
+    for sentence in sentences(settings, lines):
+        console.print(sentence, markup=False, highlight=False)
+    folder = settings.folder
+    console.print(f"written: {folder / TABLE_FILE}, {folder / REPORT_FILE}", markup=False, highlight=False)
 
 
 def _tell_failures(state: StudyState) -> None:

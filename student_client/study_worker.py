@@ -90,6 +90,7 @@ def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         **job.cell.coordinates,
         "key": job.key,
+        "num_examples": facts["epochs"] * facts["num_train"],
         **{name: facts[name] for name in ("metric", "valid", "test", "best_epoch", "num_steps", "num_train")},
         "teacher": _costs(run),
         "teacher_name": job.teacher.name,

@@ -106,6 +106,8 @@ def line_of(method: str, test: float, **changes: Any) -> dict[str, Any]:
         "valid": test,
         "test": test,
         "num_train": 10,
+        "num_examples": 20,
+        "versions": {"torch": "2"},
         "num_steps": 5,
         "best_epoch": 1,
         "wall_s": 2.0,
