@@ -31,6 +31,7 @@ __all__ = [
 NUM_RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 _SEED = 0
+_NO_ERROR = 1e-12  # that of differences that are all alike
 _CHUNK = 1000  # resamples at a time: some 10,000 pairs still fit in memory
 _PAIRED_BY = ("task", "labels", "student", "seed")
 
@@ -196,7 +197,7 @@ def _is_won(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> bool:
 
 def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float:
     """Returns the largest deficit against the best baseline of a task, labels and student."""
-    worst = -math.inf
+    deficits = []
     places = {tuple(line[name] for name in ("task", "labels", "student")) for line in lines}
     for task, labels, student in places:
         cells = select(lines, task=task, labels=labels, student=student)
@@ -207,8 +208,8 @@ def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -
         }
         if means:
             best = max(means, key=lambda name: means[name])
-            worst = max(worst, -_in_errors(paired(cells, ours, best)))
-    return worst if math.isfinite(worst) or worst > 0 else 0.0
+            deficits.append(-_in_errors(paired(cells, ours, best)))
+    return max((each for each in deficits if not math.isnan(each)), default=0.0)
 
 
 def _in_errors(values: Sequence[float]) -> float:
@@ -216,6 +217,4 @@ def _in_errors(values: Sequence[float]) -> float:
     if len(values) < 2:  # noqa: PLR2004 - one has no standard error
         return math.nan
     found = mean(values)
-    if found.standard_error == 0:
-        return 0.0 if found.value == 0 else math.copysign(math.inf, found.value)
-    return found.value / found.standard_error
+    return found.value / max(found.standard_error, _NO_ERROR)

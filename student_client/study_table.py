@@ -35,6 +35,7 @@ __all__ = [
     "cost_per_example",
     "grids",
     "in_units",
+    "mean_text",
     "summary",
     "unit_of",
 ]
@@ -106,7 +107,7 @@ def _means(lines: Sequence[Line], task: str) -> Grid:
             cells = select(lines, method=method, student=student)
             if cells:
                 row = [method if len(students) == 1 else f"{method} ({student})"]
-                rows.append((*row, *(_mean_text(select(cells, labels=labels)) for labels in budgets)))
+                rows.append((*row, *(mean_text(select(cells, labels=labels)) for labels in budgets)))
     metric = lines[0]["metric"]
     unit = "accuracy, %; higher" if metric == "accuracy" else "root mean squared error; lower"
     headings = ("all labels" if labels is None else f"{labels} labels" for labels in budgets)
@@ -118,7 +119,8 @@ def _means(lines: Sequence[Line], task: str) -> Grid:
     )
 
 
-def _mean_text(cells: Sequence[Line]) -> str:
+def mean_text(cells: Sequence[Line]) -> str:
+    """Returns the mean test result of cells of one metric, its standard error and their number."""
     if not cells:
         return ""
     metric = cells[0]["metric"]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from services.teacher.config import ModuleConfig
 from student_client.study_config import StudyConfig
 from tests.toy import NUM_IDS
 from tests.toy_student import ToyStudent, row_config
@@ -43,9 +45,12 @@ def forgetful(folder: Path, *, num_labels: int | None, seed: int) -> None:
     (folder / "test.csv").unlink()
 
 
-def make_teacher(folder: Path, *, seed: int = 0, port: int = 41500) -> Path:
-    """Writes the config of a service of rows."""
-    config = row_config(folder, port=port, drain_s=0.5, num_cpus=0.5)
+def make_teacher(folder: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
+    """Writes the config of a service of rows, their weights scaled, and the weights."""
+    config = row_config(folder, drain_s=0.5, num_cpus=0.5)
+    assert isinstance(config.model, ModuleConfig)
+    weights = load_file(config.model.weights)
+    save_file({name: scale * weight for name, weight in weights.items()}, config.model.weights)
     path = folder / "teacher.yaml"
     content = config.model_dump(mode="json", exclude_defaults=True)
     content["python_path"] = [ROOT]
