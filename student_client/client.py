@@ -24,6 +24,7 @@ from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client import background, tracing
 from student_client.channel import open_channel, with_hint
 from student_client.conversation import Conversation
+from student_client.costs import Costs
 from student_client.credentials import metadata_of
 from student_client.errors import TeacherError, TeacherUnavailableError, UnsupportedByTeacherError
 from student_client.options import ClientOptions, parse_address
@@ -126,6 +127,7 @@ class ConversationHandle:
 
     Attributes:
         gradient_type: the type in which gradients travel.
+        costs: what it has cost so far.
     """
 
     def __init__(self, client: TeacherClient, open_frame: pb.Open) -> None:
@@ -136,6 +138,7 @@ class ConversationHandle:
         self._num_to_skip = 0.0
         self._ahead_room = threading.Semaphore(_MAX_READ_AHEAD)
         self._waiting = WaitingClock()
+        self.costs = Costs()
         self.gradient_type: WireType = Compression.from_proto(open_frame.compression).gradient
 
     def send(self, frame: pb.Exchange | pb.Observe, codec: CodecSnapshot | None) -> PendingTurn:
@@ -223,6 +226,7 @@ class ConversationHandle:
             client, frame = self._client, pb.Open()
             frame.CopyFrom(self._open_frame)
             self._conversation = Conversation(client.replicas, frame, client.options)
+            self._conversation.costs = self.costs
         return self._conversation
 
     async def _forward(self, turn: Turn, journey: Journey) -> ForwardAnswer:

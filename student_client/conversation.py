@@ -20,6 +20,7 @@ from preceptor.v1 import teacher_pb2 as pb
 from student_client.activity import Activity
 from student_client.backoff import Backoff
 from student_client.channel import with_hint
+from student_client.costs import Costs
 from student_client.errors import (
     DeadlineExceededError,
     FrameTooLargeError,
@@ -66,11 +67,11 @@ class Conversation:
     Attributes:
         num_reconnects: how often another stream had to be opened.
         obstacles: why turns are not on their way just now.
+        costs: what it has cost so far.
     """
 
     def __init__(self, replicas: tuple[str, ...], open_frame: pb.Open, options: ClientOptions) -> None:
-        self._open_frame = open_frame
-        self._options = options
+        self._open_frame, self._options = open_frame, options
         self._stream: Stream | None = None
         self._retired: list[Stream] = []
         self._opening = asyncio.Lock()
@@ -80,7 +81,7 @@ class Conversation:
         self._search_problem: TeacherError = self._not_opened("")
         self._full = Journey()  # while no replica had room for the conversation
         self.num_reconnects = -1  # the first stream is none
-        self.obstacles = Activity(lingers_s=_LINGERS_S)
+        self.obstacles, self.costs = Activity(lingers_s=_LINGERS_S), Costs()
 
     async def forward(self, turn: Turn, journey: Journey | None = None) -> ForwardAnswer:
         """Sends an Exchange or Observe until it is answered; `journey` is told how it goes.
@@ -241,7 +242,7 @@ class Conversation:
 
     async def _open_at(self, target: str) -> Stream:
         self._raise_if_closed()
-        stream = Stream(target, self._options)
+        stream = Stream(target, self._options, self.costs)
         try:
             opened = await stream.start(self._open_frame)
             self._raise_if_closed()  # nobody else would end this stream

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment"]
+__all__ = ["environment", "packages"]
 
 _PACKAGES = (
     "preceptor",
@@ -34,9 +34,14 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "num_cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": packages(),
         "git": _git(),
     }
+
+
+def packages() -> dict[str, str]:
+    """Returns the versions of those packages that results depend on."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def _version(package: str) -> str | None:

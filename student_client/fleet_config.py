@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from preceptor.settings import problems, read_fields
 from student_client.config import TrainConfig, put
 
-__all__ = ["FleetConfig", "JobSettings", "merged"]
+__all__ = ["FleetConfig", "JobSettings", "merged", "nested", "read_base"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -105,13 +105,7 @@ class FleetConfig(BaseModel):
             update={"py_modules": tuple((folder / path).resolve() for path in fleet.job.py_modules)}
         )
         fleet = fleet.model_copy(update={"output": fleet.output.resolve(), "job": job})
-        base, base_folder = fleet.base, folder
-        if isinstance(base, str):
-            base_path = folder / base
-            try:
-                base, base_folder = read_fields(base_path), base_path.resolve().parent
-            except OSError as error:
-                raise ValueError(f"base: {base_path} can't be read: {error.strerror}") from None
+        base, base_folder = read_base(fleet.base, folder)
         runs = [
             fleet._run(base, base_folder, changes, folder)  # noqa: SLF001 - of this class
             for changes in fleet._all_changes()  # noqa: SLF001
@@ -144,16 +138,41 @@ class FleetConfig(BaseModel):
         name = changes["name"]
         if not name:
             raise ValueError("students: got one without a name, expected `name`, or a `grid` to name it by")
-        nested: dict[str, Any] = {}
-        for key, value in changes.items():
-            change: dict[str, Any] = {}
-            put(change, key.split("."), value)
-            nested = merged(nested, change)
         try:
-            content = merged(TrainConfig.resolve(base, base_folder), TrainConfig.resolve(nested, folder))
+            own = TrainConfig.resolve(nested(changes), folder)
+            content = merged(TrainConfig.resolve(base, base_folder), own)
             return TrainConfig.model_validate({**content, "output": self.output})
         except ValidationError as error:
             raise ValueError(f"student {name}: {problems(error)}") from None
+
+
+def read_base(base: dict[str, Any] | str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """Returns the fields that runs share, and the folder that relative paths in them start from.
+
+    Args:
+        base: the fields, or the name of the file that has them.
+        folder: of the file that says so.
+
+    Raises:
+        ValueError: the file can't be read, or is not YAML.
+    """
+    if not isinstance(base, str):
+        return base, folder
+    path = folder / base
+    try:
+        return read_fields(path), path.resolve().parent
+    except OSError as error:
+        raise ValueError(f"base: {path} can't be read: {error.strerror}") from None
+
+
+def nested(changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields that may have dotted names as fields within fields."""
+    result: dict[str, Any] = {}
+    for name, value in changes.items():
+        change: dict[str, Any] = {}
+        put(change, name.split("."), value)
+        result = merged(result, change)
+    return result
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

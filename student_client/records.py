@@ -26,6 +26,7 @@ __all__ = [
     "STUDENT_FACTS_FILE",
     "STUDENT_FILE",
     "MetricsFile",
+    "append_line",
     "config_digest",
     "read_metrics",
     "read_new_lines",
@@ -75,13 +76,18 @@ class MetricsFile:
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line; a line of "kind" "resumed" takes back those of later steps than its "step"."""
-        with writing(self._path), self._path.open("ab+") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the last writer was killed in the middle of a line
-                    file.write(b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
+        append_line(self._path, line)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends a JSON object to a file of lines; what a killed writer left of one stays a line of its own."""
+    with writing(path), path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # the last writer was killed in the middle of a line
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from preceptor.compression import Compression, WireType, encode_named
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceStub
 from student_client.channel import open_channel
+from student_client.costs import Costs
 from student_client.credentials import metadata_of
 from student_client.errors import FrameTooLargeError, TeacherError, error_of
 from student_client.inbox import Inbox, awaited
@@ -53,9 +54,9 @@ class Stream:
         conversation_id: as the replica calls it in its logs; empty until it is open.
     """
 
-    def __init__(self, target: str, options: ClientOptions) -> None:
+    def __init__(self, target: str, options: ClientOptions, costs: Costs | None = None) -> None:
         self.target = target
-        self._options = options
+        self._options, self._costs = options, costs or Costs()
         self._channel = open_channel(target, options)
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -258,12 +259,14 @@ class Stream:
             raise StreamLostError(str(self.lost), self.lost.code)
         try:
             await self._call.write(frame)
+            self._costs.sent(frame)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise self._lose(*cause_of(error)) from None
 
     async def _read(self) -> None:
         try:
             async for answer in self._call:
+                self._costs.received(answer)
                 self._inbox.take(answer)
             self._lose("the replica ended the stream")
         except (grpc.RpcError, TeacherError) as error:

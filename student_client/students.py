@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
-import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from student_client.factories import load_factory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,16 +72,7 @@ def logits_of(output: Any) -> Tensor:
 def _from_factory(
     config: StudentConfig, factory_path: str, num_classes: int, python_path: Sequence[Path]
 ) -> nn.Module:
-    for folder in reversed([str(folder) for folder in python_path]):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    module_name, _, name = factory_path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"student.factory: got {factory_path!r}, expected package.module:callable ({error})"
-        ) from None
+    factory = load_factory(factory_path, python_path, "student.factory")
     kwargs: dict[str, Any] = dict(config.kwargs)
     if config.num_classes_kwarg:
         kwargs.setdefault(config.num_classes_kwarg, max(num_classes, 1))  # a number is one output

@@ -1,0 +1,279 @@
+"""Tables, figures and the page of a study; the command that writes them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from preceptor.cli import EXIT_BUSY, EXIT_USAGE
+from student_client.compare_cli import compare, progress_text
+from student_client.locks import folder_lock
+from student_client.records import append_line
+from student_client.study_cells import cells_of
+from student_client.study_plots import plots
+from student_client.study_report import REPORT_FILE, TABLE_FILE, sentences, write_report
+from student_client.study_results import RESULTS_FILE, read_lines
+from student_client.study_runner import StudyState
+from student_client.study_table import as_markdown, as_rich, grids, summary
+from tests.toy_study import line_of, study_of, write_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typer.testing import Result
+
+    from student_client.study_config import StudyConfig
+
+METHODS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "a $ method | <b>": {},
+    "talking": {},
+    "fooled": {"against": "random"},
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyConfig:
+    tasks = {"parity": {"make": "a:b", "labels": [10, None]}, "ratings": {"make": "a:b"}}
+    return study_of(
+        tmp_path,
+        methods=METHODS,
+        tasks=tasks,
+        baselines=["none", "a $ method | <b>"],
+        ours="talking",
+        controls=["fooled"],
+        seeds=[0, 1, 2],
+    )
+
+
+@pytest.fixture
+def lines() -> list[dict[str, Any]]:
+    generator = random.Random(0)
+    gains = dict(zip(METHODS, (0.0, 0.1, 0.2, 0.0), strict=True))
+    places = [("parity", 10, "accuracy"), ("parity", None, "accuracy"), ("ratings", None, "rmse")]
+    return [
+        line_of(
+            method,
+            0.5 + (gain if metric == "accuracy" else -gain) + generator.gauss(0, 0.01),
+            task=task,
+            labels=labels,
+            metric=metric,
+            seed=seed,
+        )
+        for task, labels, metric in places
+        for method, gain in gains.items()
+        for seed in range(3)
+    ]
+
+
+def invoke(*words: object) -> Result:
+    app = typer.Typer()
+    app.command()(compare)
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def test_a_table_has_means_errors_numbers_and_differences_with_intervals(
+    study: StudyConfig, lines: list[dict[str, Any]]
+) -> None:
+    parity, ratings, differences, *costs = grids(study, lines)
+    assert parity.headings == ("method", "10 labels", "all labels")
+    (talking,) = [row for row in parity.rows if row[0] == "talking"]
+    assert re.fullmatch(r"(69|70|71)\.\d ± 0\.\d \(3\)", talking[1])
+    assert "lower is better" in ratings.title
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3} \(3\)", ratings.rows[0][1])
+    assert [row[0] for row in differences.rows] == [
+        "talking over none",
+        "talking over a $ method | <b>",
+        "fooled over none",
+    ]
+    assert re.fullmatch(r"\+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\]\* \(6\)", differences.rows[0][1])
+    assert re.fullmatch(r"\+0\.\d{3} \[\+0\.\d{3}, \+0\.\d{3}\]\* \(3\)", differences.rows[1][2])
+    assert [grid.title for grid in costs] == ["parity: cost beside gain", "ratings: cost beside gain"]
+    assert costs[0].rows[0] == ("none", "", "20.0", "50", "100", "25.000", "100.00")
+    assert "student has 100 parameters" in costs[0].note
+
+
+def test_cells_that_are_not_there_yet_leave_gaps(study: StudyConfig, lines: list[dict[str, Any]]) -> None:
+    some = [line for line in lines if (line["method"], line["labels"]) != ("talking", None)]
+    rows = {row[0]: row for row in grids(study, some)[0].rows}
+    assert rows["talking"][2] == ""
+    assert grids(study, []) == []
+    assert sentences(study, []) == ["No cell is finished yet."]
+    one = [line for line in lines if line["seed"] == 0]
+    assert " ± " not in grids(study, one)[0].rows[0][1]
+    assert all(plot.svg for plot in plots(study, one))
+
+
+def test_students_of_several_kinds_have_rows_of_their_own(
+    study: StudyConfig, lines: list[dict[str, Any]]
+) -> None:
+    both = [*lines, *({**line, "student": "wide", "student_parameters": 7} for line in lines)]
+    names = [row[0] for row in grids(study, both)[0].rows]
+    assert names[:2] == ["none (student)", "none (wide)"]
+
+
+def test_without_ours_all_methods_are_compared_with_the_baselines(
+    tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
+    study = study_of(tmp_path, methods=METHODS, baselines=["none"])
+    titles = [row[0] for row in grids(study, lines)[2].rows]
+    assert titles == ["a $ method | <b> over none", "talking over none", "fooled over none"]
+
+
+def test_markdown_and_the_terminal_show_all_cells(study: StudyConfig, lines: list[dict[str, Any]]) -> None:
+    for grid in grids(study, lines):
+        table = as_markdown(grid).splitlines()[2:]
+        assert len([line for line in table if line.startswith("|")]) == 2 + len(grid.rows)
+        assert as_rich(grid).row_count == len(grid.rows)
+    assert r"a $ method \| <b>" in as_markdown(grids(study, lines)[0])
+
+
+class Page(HTMLParser):
+    """Collects what a page has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.images: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if "id" in given:
+            self.ids.append(str(given["id"]))
+        if given.get("role") == "img":
+            self.images.append(str(given.get("aria-label")))
+        self.sources += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_no_other_file_and_says_what_its_figures_show(
+    study: StudyConfig, lines: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_report(study, lines, tmp_path)
+    text = (tmp_path / REPORT_FILE).read_text()
+    page = Page()
+    page.feed(re.sub(r"<(\w[\w:]*)([^<>]*)/>", r"<\1\2></\1>", text))
+    assert page.open == []
+    assert len(page.images) == 2 * 3
+    assert "talking" in page.images[0]
+    assert all(source.startswith("#") for source in page.sources)
+    assert {source[1:] for source in page.sources} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "<b>" not in text
+    assert "@media print" in text
+    assert "Run with torch 2." in text
+    assert (tmp_path / TABLE_FILE).read_text().startswith("# Study toy\n")
+    write_report(study, lines, tmp_path / "again")
+    assert (tmp_path / "again" / REPORT_FILE).read_text() == text
+
+
+def test_figures_are_well_formed_and_as_wide_as_there_is_room(
+    study: StudyConfig, lines: list[dict[str, Any]]
+) -> None:
+    for plot in plots(study, lines):
+        root = ET.fromstring(plot.svg)  # noqa: S314 - our own
+        assert root.get("viewBox")
+        assert root.get("width") is None
+        assert root.get("aria-label") == f"{plot.title}. {plot.text}"
+
+
+def test_a_summary_says_what_a_study_comes_to(study: StudyConfig, lines: list[dict[str, Any]]) -> None:
+    found = summary(study, lines)
+    assert found["tasks"] == found["tasks_won"] == 2
+    assert found["seeds"] == 3
+    assert found["worst_deficit_se"] < 0
+    assert 0 <= found["random_teacher_delta_se"] < 5
+    first, second, third = sentences(study, lines)
+    assert first == "36 cells: 2 tasks, 3 seeds."
+    assert "on 2 of 2 tasks. It is never behind" in second
+    assert "teacher that knows nothing" in third
+
+
+def test_the_command_runs_a_study_and_writes_its_report(tmp_path: Path) -> None:
+    path = write_study(tmp_path, baselines=["none"], seeds=[0, 1])
+    result = invoke(path, "--only", "labels=10", "--parallelism", 2, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout.splitlines()[-1])
+    assert (facts["name"], facts["num_cells"], facts["num_failed"]) == ("toy", 4, 0)
+    assert (facts["tasks"], facts["seeds"]) == (1, 2)
+    assert "study toy: 0 of 4 cells are done" in result.stderr
+    assert "study toy: 4 of 4 cells are done" in result.stderr
+    folder = tmp_path / "out" / "study-toy"
+    assert "10 labels" in (folder / TABLE_FILE).read_text()
+    before = read_lines(folder / RESULTS_FILE)
+    (folder / REPORT_FILE).unlink()
+    again = invoke(path, "--report-only")
+    assert again.exit_code == 0
+    assert "slow over none" in again.stderr
+    assert (folder / REPORT_FILE).exists()
+    assert read_lines(folder / RESULTS_FILE) == before
+
+
+def test_failures_are_told_at_the_end(tmp_path: Path) -> None:
+    methods = {"broken": {"student.factory": "tests.toy_student:BrokenStudent"}}
+    result = invoke(write_study(tmp_path, methods=methods, seeds=[0]), "--only", "labels=all")
+    assert result.exit_code == 1
+    assert "failed: parity, all labels, student, broken, seed 0: RuntimeError: a defect" in result.stderr
+    assert "No cell is finished yet." in result.stderr
+
+
+def test_mistakes_are_told_before_anything_is_run(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    wrong = write_study(other, methods={"bad": {"epochs": 0}})
+    mistakes: list[tuple[list[object], str]] = [
+        ([tmp_path / "missing.yaml"], "can't be read"),
+        ([wrong], "method bad: epochs"),
+        ([path, "--only", "magic"], "expected NAME=VALUE"),
+        ([path, "--only", "seed=9"], "only: got seed ['9']"),
+    ]
+    for words, message in mistakes:
+        result = invoke(*words)
+        assert result.exit_code == EXIT_USAGE
+        assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    with folder_lock(tmp_path / "out" / "study-toy", "taken"):
+        result = invoke(path)
+    assert result.exit_code == EXIT_BUSY
+    assert "another process runs this study" in result.stderr
+
+
+def test_progress_says_what_is_left(tmp_path: Path) -> None:
+    cells = cells_of(study_of(tmp_path))
+    state = StudyState(num_cells=8, num_done=3, failures=[(cells[0], "why")], time_left_s=90.0)
+    assert progress_text("toy", state) == "study toy: 3 of 8 cells are done, 1 failed, about 90 s left"
+    state.time_left_s = 20 * 60
+    assert progress_text("toy", state).endswith("about 20 min left")
+    state.time_left_s = 3 * 3600
+    assert progress_text("toy", state).endswith("about 3.0 h left")
+
+
+def test_an_old_line_of_a_cell_stays_but_does_not_count(tmp_path: Path) -> None:
+    study = study_of(tmp_path, seeds=[0])
+    path = study.folder / RESULTS_FILE
+    path.parent.mkdir(parents=True)
+    (cell, *_) = cells_of(study)
+    for test in (0.1, 0.9):
+        append_line(path, {**line_of("none", test), **cell.coordinates, "key": cell.key("")})
+    invoke(tmp_path / "study.yaml", "--report-only")
+    assert "90.0 (1)" in (study.folder / TABLE_FILE).read_text()
+    assert len(read_lines(path)) == 2

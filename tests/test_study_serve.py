@@ -1,0 +1,71 @@
+"""A study that serves its own teachers, one after the other, by `preceptor serve` on a real Ray."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from student_client.study_cells import cells_of
+from student_client.study_results import RESULTS_FILE, read_lines
+from student_client.study_runner import Study
+from student_client.study_teachers import TeacherFailedError, served
+from tests.toy_study import make_teacher, study_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.serve
+
+
+def test_teachers_are_served_while_their_cells_run_and_not_again_for_finished_ones(tmp_path: Path) -> None:
+    make_teacher(tmp_path)
+    teachers = {
+        "here": {"serve": "teacher.yaml"},
+        "made": {"make": "tests.toy_study:make_teacher", "kwargs": {"scale": 0.5}},
+    }
+    tasks = {
+        "parity": {
+            "make": "tests.toy_study:parity",
+            "teachers": {"default": "here", "random": "made"},
+        }
+    }
+    losses = {"task": 1, "interact": 1, "grounded": 1}
+    methods = {"none": {}, "talking": {"losses": losses}, "fooled": {"losses": losses, "against": "random"}}
+    config = study_of(tmp_path, teachers=teachers, tasks=tasks, methods=methods, seeds=[0, 1])
+    doing: list[str] = []
+    before = {process.pid for process in psutil.process_iter()}
+    state = Study(config, cells_of(config)).run(lambda state: doing.append(state.doing))
+    assert state.failures == []
+    assert state.num_done == 6
+    lines = read_lines(config.folder / RESULTS_FILE)
+    prints = {line["method"]: line["teacher_fingerprint"] for line in lines}
+    assert len(set(prints.values())) == 3
+    assert all((line["teacher"]["turns"] > 0) == (line["method"] != "none") for line in lines)
+    assert {each for each in doing if each.startswith("starting")} == {
+        "starting teacher here",
+        "starting teacher made",
+    }
+    left = [
+        p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "serve" in p.info["cmdline"]
+    ]
+    assert left == []
+
+    doing.clear()
+    again = Study(config, cells_of(config)).run(lambda state: doing.append(state.doing))
+    assert again.num_done == 6
+    assert set(doing) == {""}
+    assert read_lines(config.folder / RESULTS_FILE) == lines
+
+
+def test_a_teacher_that_does_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "teacher.yaml").write_text(
+        "name: lost\nauth: none\nmodel: {family: encoder, path: nowhere}\n"
+    )
+    config = study_of(tmp_path, teachers={"lost": {"serve": "teacher.yaml"}})
+    with (
+        pytest.raises(TeacherFailedError, match=r"teachers\.lost: it could not be served: .*nowhere"),
+        served("lost", config.teachers["lost"], tmp_path),
+    ):
+        pass
