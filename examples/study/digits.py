@@ -52,7 +52,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class DigitSplit:
-    """The teacher's images to learn from and to choose by, and the students' to learn from and to be tested on."""
+    """The teacher's images, to learn and to choose by, and the students', to learn and to be tested on."""
 
     teacher_train: Digits
     teacher_valid: Digits
@@ -97,7 +97,13 @@ def in_domain(pixels: Tensor, domain: Domain) -> Tensor:
 
 
 def write_images(folder: Path, digits: Digits, domain: Domain) -> list[str]:
-    """Writes digits as grey PNG files in a domain and returns their paths; what is there is left as it is."""
+    """Writes digits as grey PNG files in a domain, once, and returns their paths.
+
+    Args:
+        folder: where they are kept; no other process may be writing there.
+        digits: upright.
+        domain: how they are written.
+    """
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The digits' teacher, a transformer over patches of an image, and their student, a small residual network.
 
-Both have `embed`, `blocks` and `head`. They read `pixel_values` as a run makes them of image files, three equal
-channels of a grey image, and use the first. This module knows no data set and no training.
+Both have `embed`, `blocks` and `head`. They read `pixel_values` as a run makes them of image files, three
+equal channels of a grey image, and use the first. This module knows no data set and no training.
 
 Shapes: B batch, L patches, D hidden size.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DigitStudent", "DigitTeacher"]
 
-_POSITION_STD = 0.02
+_POSITION_STD = 0.5  # as large as what is seen there: a mean over positions is all that tells them apart
 
 
 class PatchEmbedding(nn.Module):
@@ -29,7 +29,11 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, size: int, patch_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, hidden_size, patch_size, stride=patch_size)
+        self.patches = nn.Sequential(
+            nn.Conv2d(1, hidden_size // 2, kernel_size=3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(hidden_size // 2, hidden_size, patch_size, stride=patch_size),
+        )
         self.position = nn.Parameter(torch.randn((size // patch_size) ** 2, hidden_size) * _POSITION_STD)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -53,9 +57,11 @@ class AttentionBlock(nn.Module):
     def forward(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps [B, L, D] to [B, L, D]; positions where `mask`, [B, L], bool, is false are not attended to."""
         projected = self.project_in(self.attention_norm(hidden_states))
-        heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, L, D/heads]
+        # [B, L, 3*D] -> queries, keys and values, each [B, heads, L, D/heads]
+        heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads.unbind()
         attended = functional.scaled_dot_product_attention(
-            *heads, attn_mask=None if mask is None else mask[:, None, None]
+            queries, keys, values, attn_mask=None if mask is None else mask[:, None, None]
         )
         change = self.project_out(attended.transpose(1, 2).flatten(2))
         states: Tensor = self.mlp(hidden_states + self.dropout(change))
@@ -79,7 +85,7 @@ class DigitTeacher(nn.Module):
         self,
         *,
         size: int = 8,
-        patch_size: int = 2,
+        patch_size: int = 4,
         hidden_size: int = 64,
         num_layers: int = 4,
         num_heads: int = 4,

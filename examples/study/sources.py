@@ -21,7 +21,16 @@ from examples.movielens.data import MovieLens, Ratings, fetch, read
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CACHE_VARIABLE", "DATA_VARIABLE", "Dataset", "Texts", "banking77", "movielens", "trec"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "DATA_VARIABLE",
+    "Dataset",
+    "Texts",
+    "banking77",
+    "cache_folder",
+    "movielens",
+    "trec",
+]
 
 DATA_VARIABLE = "PRECEPTOR_STUDY_DATA"
 CACHE_VARIABLE = "PRECEPTOR_STUDY_CACHE"
@@ -89,8 +98,7 @@ def movielens(dataset: Dataset) -> MovieLens:
         ValueError: there is no such data set.
     """
     if dataset == "100k":
-        cache = Path(os.environ.get(CACHE_VARIABLE, ".cache")).resolve() / "movielens"
-        with _alone(cache):
+        with cache_folder("movielens") as cache:
             return read(fetch(cache))
     if dataset == "latest-small":
         return _read_latest(_data_folder("ml-latest-small", "ratings.csv", "movies.csv"))
@@ -98,12 +106,16 @@ def movielens(dataset: Dataset) -> MovieLens:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lets one process at a time fetch what is not there yet."""
+def cache_folder(name: str) -> Iterator[Path]:
+    """Yields a folder that lasts, for one process at a time.
+
+    It is in `.cache`, or in the folder that PRECEPTOR_STUDY_CACHE names.
+    """
+    folder = Path(os.environ.get(CACHE_VARIABLE, ".cache")).resolve() / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield folder
 
 
 def _read_latest(folder: Path) -> MovieLens:
@@ -132,8 +144,9 @@ def _data_folder(name: str, *files: str) -> Path:
     """Returns the folder of a data set that has all of its files."""
     root = os.environ.get(DATA_VARIABLE)
     if not root:
+        wanted = " and ".join(f"{name}/{file}" for file in files)
         raise FileNotFoundError(
-            f"{DATA_VARIABLE} is not set, expected a folder with {name}/{{{','.join(files)}}}: {_ORIGINS[name]}"
+            f"{DATA_VARIABLE} is not set, expected a folder with {wanted}: {_ORIGINS[name]}"
         )
     folder = Path(root).expanduser() / name
     missing = [file for file in files if not (folder / file).is_file()]

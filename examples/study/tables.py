@@ -14,7 +14,7 @@ import torch
 from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -62,23 +62,18 @@ def draw_share(labels: Sequence[str], num_labels: int | None, *, seed: int) -> S
         num_valid = min(MAX_VALID, num_labels)
     if not len(first) <= num_labels <= len(labels) - num_valid:
         raise ValueError(
-            f"num_labels: got {num_labels}, expected {len(first)}, the classes, to {len(labels) - num_valid}, "
-            f"the rows less {num_valid} to validate"
+            f"num_labels: got {num_labels}, expected from {len(first)}, the classes, "
+            f"to {len(labels) - num_valid}, the rows less {num_valid} to validate"
         )
-    train, valid, rest = (torch.tensor(rows, dtype=torch.int64) for rows in _cut(order, num_labels, num_valid))
+    train, valid, rest = torch.tensor(order).tensor_split([num_labels, num_labels + num_valid])
     return Share(train, valid, rest.sort().values)
-
-
-def _cut(order: list[int], num_train: int, num_valid: int) -> tuple[list[int], list[int], list[int]]:
-    ends = num_train, num_train + num_valid
-    return order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]
 
 
 def write_tables(
     folder: Path,
     share: Share,
-    columns: dict[str, Sequence[Any]],
-    test: dict[str, Sequence[Any]],
+    columns: Mapping[str, Sequence[Any]],
+    test: Mapping[str, Sequence[Any]],
     *,
     label: str = "label",
 ) -> None:
@@ -107,7 +102,7 @@ def write_tables(
         write_table(folder / "unlabelled.csv", of(share.unlabelled, labelled=False))
 
 
-def write_table(path: Path, columns: dict[str, Iterable[Any]]) -> None:
+def write_table(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
     """Writes columns of one length as CSV with a header; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""The study's tasks: each writes what one student has, as `train.csv`, `valid.csv`, `test.csv`, `unlabelled.csv`.
+"""The study's tasks: each writes what one student has, as train.csv, valid.csv, test.csv and unlabelled.csv.
 
 `num_labels` rows of a data set's training part are learnt, as many others (at most 500) choose the epoch, and
 the rest is unlabelled; the test part is the same for all. The seed decides which rows a student has.
@@ -48,11 +48,11 @@ def banking77(folder: Path, *, num_labels: int | None, seed: int) -> None:
 
 def _write_texts(folder: Path, texts: Texts, num_labels: int | None, seed: int) -> None:
     share = draw_share(texts.train["label"], num_labels, seed=seed)
-    write_tables(folder, share, dict(texts.train), dict(texts.test))
+    write_tables(folder, share, texts.train, texts.test)
 
 
 def digits(folder: Path, *, num_labels: int | None, seed: int, domain: Domain) -> None:
-    """Writes digits of a domain, ten classes: columns `image`, files in the folder `images`, and `label`.
+    """Writes digits of a domain, ten classes: columns `image`, files in the cache, and `label`.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -60,13 +60,14 @@ def digits(folder: Path, *, num_labels: int | None, seed: int, domain: Domain) -
     """
     split = load_digits()
 
-    def columns_of(part: Digits) -> dict[str, list[str]]:
-        files = write_images(folder / "images", part, domain)
+    def columns_of(part: Digits, cache: Path) -> dict[str, list[str]]:
+        files = write_images(cache, part, domain)
         return {"image": files, "label": [str(label) for label in part.label.tolist()]}
 
-    train = columns_of(split.train)
+    with sources.cache_folder("digits") as cache:
+        train, test = (columns_of(part, cache) for part in (split.train, split.test))
     share = draw_share(train["label"], num_labels, seed=seed)
-    write_tables(folder, share, dict(train), dict(columns_of(split.test)))
+    write_tables(folder, share, train, test)
 
 
 def movielens(
@@ -74,8 +75,8 @@ def movielens(
 ) -> None:
     """Writes a genre's ratings, in stars: columns `user`, `item` and `rating`.
 
-    The parts are those of the foundation recommender, so it has learnt none of the ratings to validate or to be
-    tested on. Unlabelled are 10,000 pairs of the genre's items with users who have not rated them.
+    The parts are those of the foundation recommender, so it has learnt none of the ratings to validate or to
+    be tested on. Unlabelled are 10,000 pairs of the genre's items with users who have not rated them.
 
     Raises:
         FetchError, FileNotFoundError: the data set is not there.
@@ -105,10 +106,10 @@ def movielens(
 def _unrated(movies: MovieLens, genre: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws pairs of users and a genre's items without a rating in any part; both [n], int64."""
     ratings = movies.ratings
-    items = ratings.item[movies.has_genre(ratings, genre)].unique()
+    items = torch.unique(ratings.item[movies.has_genre(ratings, genre)])
     is_free = torch.ones(movies.num_users, movies.num_items, dtype=torch.bool)
     is_free[ratings.user, ratings.item] = False
-    users = ratings.user.unique()
+    users = torch.unique(ratings.user)
     pairs = is_free[users][:, items].nonzero()
     drawn = pairs[torch.randperm(len(pairs), generator=generator)[:_NUM_UNRATED]]
     return users[drawn[:, 0]], items[drawn[:, 1]]

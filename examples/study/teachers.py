@@ -1,7 +1,7 @@
-"""The study's teachers: each makes one in a folder, once, and returns the config that `preceptor serve` reads.
+"""The study's teachers: each is made in a folder, once, with the config that `preceptor serve` reads.
 
-A random teacher is of the same make, with each tensor drawn anew at the mean and the standard deviation that the
-trained one has. Folders hold weights that come from data of others: they are no part of this project.
+A random teacher is of the same make, with each tensor drawn anew at the mean and the standard deviation that
+the trained one has. Folders hold weights that come from data of others: they are no part of this project.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def foundation(folder: Path, *, seed: int = 0, dataset: Dataset = "100k") -> Pat
 
 
 def foundation_without(folder: Path, *, genre: str, seed: int = 0, dataset: Dataset = "100k") -> Path:
-    """Trains the recommender on all ratings but those of a genre's items: it knows the users, and the genre's name.
+    """Trains the recommender on all ratings but those of a genre's items; it knows the users.
 
     Raises:
         FetchError, FileNotFoundError: the data set is not there.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy", "as_pixel_values", "train_digit_teacher"]
 
-_NUM_EPOCHS = 60
+_NUM_EPOCHS = 100
 _BATCH_SIZE = 64
 _LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 0.05
