@@ -6,6 +6,7 @@ import csv
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["MOVIES", "write_latest", "write_texts"]
@@ -47,6 +48,6 @@ def write_latest(folder: Path) -> None:
     _write_csv(latest / "ratings.csv", ["userId", "movieId", "rating", "timestamp", "", ""], ratings)
 
 
-def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
+def _write_csv(path: Path, header: list[str], rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
