@@ -44,6 +44,13 @@ def test_a_share_of_all_leaves_a_tenth_to_validate_and_nothing_unlabelled() -> N
     assert [len(rows) for rows in (share.train, share.valid, share.unlabelled)] == [108, 12, 0]
 
 
+def test_unlabelled_rows_can_be_fewer() -> None:
+    share, whole = (tables.draw_share(LABELS, 20, seed=3, num_unlabelled=number) for number in (7, None))
+    assert torch.equal(share.train, whole.train)
+    assert len(share.unlabelled) == 7
+    assert set(share.unlabelled.tolist()) < set(whole.unlabelled.tolist())
+
+
 def test_no_more_than_500_rows_are_to_validate() -> None:
     share = tables.draw_share(["a", "b"] * 1000, 600, seed=0)
     assert [len(rows) for rows in (share.train, share.valid, share.unlabelled)] == [600, 500, 900]

@@ -32,7 +32,7 @@ class Share:
     Attributes:
         train: those whose labels are learnt.
         valid: those by whose labels an epoch is chosen.
-        unlabelled: all others, in the set's order.
+        unlabelled: all others, or some, in the set's order.
     """
 
     train: Tensor
@@ -40,7 +40,9 @@ class Share:
     unlabelled: Tensor
 
 
-def draw_share(labels: Sequence[str], num_labels: int | None, *, seed: int) -> Share:
+def draw_share(
+    labels: Sequence[str], num_labels: int | None, *, seed: int, num_unlabelled: int | None = None
+) -> Share:
     """Draws rows at random, of which one of each class is learnt: a student could not name another.
 
     Args:
@@ -48,6 +50,7 @@ def draw_share(labels: Sequence[str], num_labels: int | None, *, seed: int) -> S
         num_labels: rows to learn from; as many others, at most 500, are to validate. None: a tenth, at most
             500, is to validate, and all others are learnt.
         seed: decides the draw.
+        num_unlabelled: at most so many rows are unlabelled, and what is left is no one's; None: all are.
 
     Raises:
         ValueError: there are fewer rows, or more classes.
@@ -66,7 +69,7 @@ def draw_share(labels: Sequence[str], num_labels: int | None, *, seed: int) -> S
             f"to {len(labels) - num_valid}, the rows less {num_valid} to validate"
         )
     train, valid, rest = torch.tensor(order).tensor_split([num_labels, num_labels + num_valid])
-    return Share(train, valid, rest.sort().values)
+    return Share(train, valid, rest[:num_unlabelled].sort().values)
 
 
 def write_tables(

@@ -1,7 +1,8 @@
 """The study's tasks: each writes what one student has, as train.csv, valid.csv, test.csv and unlabelled.csv.
 
 `num_labels` rows of a data set's training part are learnt, as many others (at most 500) choose the epoch, and
-the rest is unlabelled; the test part is the same for all. The seed decides which rows a student has.
+the rest, or `num_unlabelled` of it, is unlabelled; the test part is the same for all. The seed decides which
+rows a student has.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ if TYPE_CHECKING:
 
 __all__ = ["banking77", "digits", "movielens", "trec"]
 
-_NUM_UNRATED = 10_000
 
-
-def trec(folder: Path, *, num_labels: int | None, seed: int) -> None:
+def trec(folder: Path, *, num_labels: int | None, seed: int, num_unlabelled: int | None = None) -> None:
     """Writes questions and the type of their answer, six classes: columns `text` and `label`.
 
     Raises:
         FileNotFoundError: the data set is not there.
         ValueError: there are not so many labels.
     """
-    _write_texts(folder, sources.trec(), num_labels, seed)
+    _write_texts(folder, sources.trec(), num_labels, seed, num_unlabelled)
 
 
-def banking77(folder: Path, *, num_labels: int | None, seed: int) -> None:
+def banking77(folder: Path, *, num_labels: int | None, seed: int, num_unlabelled: int | None = None) -> None:
     """Writes questions to a bank and what they are about, 77 classes: columns `text` and `label`.
 
     Raises:
         FileNotFoundError, ValueError: as in `trec`.
     """
-    _write_texts(folder, sources.banking77(), num_labels, seed)
+    _write_texts(folder, sources.banking77(), num_labels, seed, num_unlabelled)
 
 
-def _write_texts(folder: Path, texts: Texts, num_labels: int | None, seed: int) -> None:
-    share = draw_share(texts.train["label"], num_labels, seed=seed)
+def _write_texts(
+    folder: Path, texts: Texts, num_labels: int | None, seed: int, num_unlabelled: int | None
+) -> None:
+    share = draw_share(texts.train["label"], num_labels, seed=seed, num_unlabelled=num_unlabelled)
     write_tables(folder, share, texts.train, texts.test)
 
 
@@ -71,12 +72,18 @@ def digits(folder: Path, *, num_labels: int | None, seed: int, domain: Domain) -
 
 
 def movielens(
-    folder: Path, *, num_labels: int | None, seed: int, genre: str, dataset: Dataset = "100k"
+    folder: Path,
+    *,
+    num_labels: int | None,
+    seed: int,
+    genre: str,
+    dataset: Dataset = "100k",
+    num_unlabelled: int = 10_000,
 ) -> None:
     """Writes a genre's ratings, in stars: columns `user`, `item` and `rating`.
 
     The parts are those of the foundation recommender, so it has learnt none of the ratings to validate or to
-    be tested on. Unlabelled are 10,000 pairs of the genre's items with users who have not rated them.
+    be tested on. Unlabelled are pairs of the genre's items with users who have not rated them.
 
     Raises:
         FetchError, FileNotFoundError: the data set is not there.
@@ -99,11 +106,11 @@ def movielens(
     for name, part in (("train", train), ("valid", valid), ("test", test)):
         columns = {"user": part.user.tolist(), "item": part.item.tolist(), "rating": part.rating.tolist()}
         write_table(folder / f"{name}.csv", columns)
-    user, item = _unrated(movies, genre, generator)
+    user, item = _unrated(movies, genre, num_unlabelled, generator)
     write_table(folder / "unlabelled.csv", {"user": user.tolist(), "item": item.tolist()})
 
 
-def _unrated(movies: MovieLens, genre: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _unrated(movies: MovieLens, genre: str, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws pairs of users and a genre's items without a rating in any part; both [n], int64."""
     ratings = movies.ratings
     items = torch.unique(ratings.item[movies.has_genre(ratings, genre)])
@@ -111,5 +118,5 @@ def _unrated(movies: MovieLens, genre: str, generator: torch.Generator) -> tuple
     is_free[ratings.user, ratings.item] = False
     users = torch.unique(ratings.user)
     pairs = is_free[users][:, items].nonzero()
-    drawn = pairs[torch.randperm(len(pairs), generator=generator)[:_NUM_UNRATED]]
+    drawn = pairs[torch.randperm(len(pairs), generator=generator)[:number]]
     return users[drawn[:, 0]], items[drawn[:, 1]]
