@@ -1,0 +1,1 @@
+"""The study's tasks and teachers: does talking teach better than telling?"""

