@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from preceptor.settings import read_fields
 from student_client.data_config import SOURCES, DataConfig, resolve_source
+from student_client.lessons_config import LessonsConfig
 from student_client.options import ClientOptions, parse_address
 from student_client.student_config import StudentConfig
 from student_client.talk_config import ConfigSection, LossWeights, TalkConfig, check_together
@@ -22,6 +23,7 @@ from student_client.tracking import TrackingConfig
 
 __all__ = [
     "DataConfig",
+    "LessonsConfig",
     "LossWeights",
     "OptimizerConfig",
     "StudentConfig",
@@ -69,6 +71,10 @@ class TrainConfig(ConfigSection):
     teacher: TeacherConfig | None = Field(default=None, description="Against which teacher; null: alone.")
     talk: TalkConfig = Field(default_factory=TalkConfig, description="How it talks.")
     losses: LossWeights = Field(default_factory=LossWeights, description="What is minimised.")
+    lessons: LessonsConfig = Field(
+        default_factory=LessonsConfig,
+        description="How a conversation is trained first, where losses.kd_source is lessons.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="By what.")
     epochs: int = Field(default=10, ge=1, description="Passes over the training examples.")
     batch_size: int = Field(default=32, ge=1, description="Examples a step, of all workers together.")
@@ -122,8 +128,11 @@ class TrainConfig(ConfigSection):
             raise ValueError("student.upper: got null, expected a module path for losses.hint and relation")
         if self.data.task == "tokens" and (self.losses.kd or self.losses.hint or self.losses.relation):
             raise ValueError("losses.kd, hint, relation: got a weight, expected 0: data.task is tokens")
-        if self.losses.kd and self.losses.kd_source == "probe" and self.data.stream:
-            raise ValueError("losses.kd_source: got probe with data.stream, expected head: rows are kept")
+        if self.losses.kd and self.losses.kd_source != "head" and self.data.stream:
+            raise ValueError(
+                f"losses.kd_source: got {self.losses.kd_source} with data.stream, expected head: "
+                "rows are kept"
+            )
         return self
 
     @model_validator(mode="after")

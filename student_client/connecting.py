@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from student_client.talk_config import LossWeights, TalkConfig
     from student_client.taps import Taps
 
-__all__ = ["connect"]
+__all__ = ["connect", "open_talk"]
 
 
 def _describe(client: TeacherClient, patience_s: float) -> pb.DescribeTeacherResponse:
@@ -43,7 +43,7 @@ def _check_outputs(description: pb.DescribeTeacherResponse, weights: LossWeights
     if ObservationKind.LOGITS in told_kinds(weights) and logits not in description.teacher.observations:
         raise UnsupportedByTeacherError(
             f"losses.kd: got a weight, and teacher {description.teacher.name!r} has no head; "
-            "losses.kd_source: probe fits one to the labelled rows"
+            "losses.kd_source: probe fits one, lessons more, to the labelled rows"
         )
 
 
@@ -75,24 +75,50 @@ def connect(
     description = _describe(client, patience_s)
     _check_outputs(description, weights)
     teacher_dim = description.teacher.hidden_size
-    build = TeacherTalk if config.control is None else partial(ControlledTalk, control=config.control)
-    talk = build(
-        client,
-        config.codec,
-        student_dim=student_dim,
-        teacher_dim=teacher_dim,
-        reading=config.reading,
-        split_layer=config.split_layer,
-        compression=config.compression,
-        deterministic=config.deterministic,
-        tenant=teacher.tenant or tenant,
-        micro_batch_size=config.micro_batch_size,
-        max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
-        limits=description.limits,
-    )
+    talk = _talk(client, description, config, student_dim, teacher.tenant or tenant)
     talk.requires_grad_(weights.talks or config.swap_probability > 0)
     hint_map = nn.Linear(student_dim, teacher_dim) if weights.hint else None
     talking = TalkingLosses(weights, config, talk, hint_map, taps)
     talking.teacher_name = description.teacher.name
     talking.teacher_fingerprint = description.teacher.fingerprint
     return talking
+
+
+def open_talk(teacher: TeacherConfig, config: TalkConfig, *, student_dim: int, tenant: str) -> TeacherTalk:
+    """Builds a conversation with a teacher that answers.
+
+    Args:
+        teacher: where it is.
+        config: how the student talks.
+        student_dim: the width of the states that are talked about.
+        tenant: the team.
+
+    Raises:
+        TeacherError: the teacher does not say what it is.
+    """
+    client = TeacherClient(teacher.address, teacher.options)
+    return _talk(client, client.describe(), config, student_dim, tenant)
+
+
+def _talk(
+    client: TeacherClient,
+    description: pb.DescribeTeacherResponse,
+    config: TalkConfig,
+    student_dim: int,
+    tenant: str,
+) -> TeacherTalk:
+    build = TeacherTalk if config.control is None else partial(ControlledTalk, control=config.control)
+    return build(
+        client,
+        config.codec,
+        student_dim=student_dim,
+        teacher_dim=description.teacher.hidden_size,
+        reading=config.reading,
+        split_layer=config.split_layer,
+        compression=config.compression,
+        deterministic=config.deterministic,
+        tenant=tenant,
+        micro_batch_size=config.micro_batch_size,
+        max_frame_bytes=min(MAX_FRAME_BYTES, description.limits.max_frame_bytes),
+        limits=description.limits,
+    )

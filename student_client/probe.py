@@ -9,23 +9,12 @@ Shapes: N rows, D the teacher's hidden size, C outputs.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from preceptor.terms import ObservationKind
-from student_client.batches import Examples, are_labels
-
-if TYPE_CHECKING:
-    from student_client.activity import Activity
-    from student_client.config import TrainConfig
-    from student_client.data import Splits
-    from student_client.talk import TeacherTalk
-    from student_client.talking import TalkingLosses
-
-__all__ = ["Probe", "fit_probe", "probed"]
+__all__ = ["Probe", "fit_probe", "worth_of"]
 
 _L2_GRID = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # from the most held back, each begins where the last ended
 _MAX_ITERATIONS = 200
@@ -51,11 +40,15 @@ class Probe:
         return functional.linear(states, self.weight, self.bias)
 
     def worth(self, states: Tensor, labels: Tensor) -> float:
-        """Returns its accuracy (0 to 1), or its root mean squared error if labels are numbers."""
-        outputs = self(states)
-        if labels.is_floating_point():
-            return (outputs[:, 0] - labels).square().mean().sqrt().item()
-        return (outputs.argmax(-1) == labels).float().mean().item()
+        """Returns what its outputs are worth, see `worth_of`."""
+        return worth_of(self(states), labels)
+
+
+def worth_of(outputs: Tensor, labels: Tensor) -> float:
+    """Returns the accuracy (0 to 1) of outputs [N, C], or their root mean squared error for numbers."""
+    if labels.is_floating_point():
+        return (outputs[:, 0] - labels).square().mean().sqrt().item()
+    return (outputs.argmax(-1) == labels).float().mean().item()
 
 
 def fit_probe(
@@ -121,61 +114,3 @@ def _logistic(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return leaves[0].detach(), leaves[1].detach()
-
-
-def probed(
-    config: TrainConfig, splits: Splits, talking: TalkingLosses | None, activity: Activity
-) -> tuple[Splits, dict[str, Any]]:
-    """Gives the training rows the outputs of a probe, if that is what a run is distilled from.
-
-    Args:
-        config: of the run.
-        splits: its examples.
-        talking: whose teacher is asked for its pooled states, each row once.
-        activity: is told.
-
-    Returns:
-        The splits, with `told` training examples, and what a run's result says of distillation; nothing where
-        there is none.
-
-    Raises:
-        TeacherError: see `student_client.errors`.
-    """
-    if not config.losses.kd or talking is None:
-        return splits, {}
-    if config.losses.kd_source == "head":
-        return splits, {"kd_source": "head"}
-    train, valid, test = splits.train, splits.valid, splits.test
-    assert isinstance(train, Examples)  # noqa: S101 - the config refuses a stream
-    assert isinstance(valid, Examples)  # noqa: S101
-    assert isinstance(test, Examples)  # noqa: S101
-    with activity.now("asking the teacher for its states, for a probe"):
-        states, *others = (_pooled(talking.talk, each, config.batch_size) for each in (train, valid, test))
-    if not talking.asks:
-        talking.talk.close()
-    with activity.now("fitting a probe of the teacher"):
-        known = are_labels(train.labels)
-        probe = fit_probe(states[known], train.labels[known], others[0], valid.labels, len(splits.classes))
-    told = dataclasses.replace(splits, train=dataclasses.replace(train, told=probe(states)))
-    worth = {
-        "valid": probe.worth(others[0], valid.labels),
-        "test": probe.worth(others[1], test.labels),
-        "l2": probe.l2,
-    }
-    return told, {"kd_source": "probe", "probe": worth}
-
-
-def _pooled(talk: TeacherTalk, examples: Examples, batch_size: int) -> Tensor:
-    """Returns the teacher's pooled states of all rows, [N, D]; a batch is asked for while one is awaited."""
-    kinds = [ObservationKind.POOLED_STATE]
-    seen: list[Tensor] = []
-    with torch.no_grad():
-        waiting = None
-        for batch in examples.batches(batch_size):
-            asked = talk.start_observe(batch.teacher, kinds)
-            if waiting is not None:
-                seen.append(waiting.result()["pooled_state"])
-            waiting = asked
-        assert waiting is not None  # noqa: S101 - splits are never empty
-        seen.append(waiting.result()["pooled_state"])
-    return torch.cat(seen).float().cpu()

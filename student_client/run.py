@@ -20,9 +20,9 @@ from student_client.evaluation import evaluate
 from student_client.objective import Objective, StepSize, build_objective, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
-from student_client.probe import probed
 from student_client.students import build_student
 from student_client.times import WaitingTimes
+from student_client.told_rows import told_rows
 from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class StudentRun:
         )
         self.objective: Objective = build_objective(config, student, self.example, patience_s, self._activity)
         talking = self.objective.talking
-        self.splits, self._told_by = probed(config, self.splits, talking, self._activity)
+        self.splits, self._told_by = told_rows(config, self.splits, talking, self._activity)
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device

@@ -92,7 +92,8 @@ def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:
         "key": job.key,
         "num_examples": facts["epochs"] * facts["num_train"],
         **{name: facts[name] for name in ("metric", "valid", "test", "best_epoch", "num_steps", "num_train")},
-        "teacher": _costs(run),
+        "teacher": _costs(run, facts),
+        "told_by": {name: facts[name] for name in ("probe", "head", "lessons") if name in facts},
         "teacher_name": job.teacher.name,
         "teacher_fingerprint": job.teacher.fingerprint,
         "student_parameters": sum(each.numel() for each in run.objective.student.parameters()),
@@ -102,19 +103,15 @@ def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _costs(run: StudentRun) -> dict[str, float]:
-    talk = run.objective.talk
-    if talk is None:
-        return dict.fromkeys(("turns", "tokens", "bytes_sent", "bytes_received", "compute_s", "waiting_s"), 0)
-    costs = talk.conversation.costs
-    return {
-        "turns": costs.num_turns,
-        "tokens": costs.num_tokens,
-        "bytes_sent": costs.bytes_sent,
-        "bytes_received": costs.bytes_received,
-        "compute_s": round(costs.compute_s, 4),
-        "waiting_s": round(talk.conversation.waiting_s, 4),
-    }
+def _costs(run: StudentRun, facts: dict[str, Any]) -> dict[str, float]:
+    """Returns what the teacher did for a run, and for the lessons before it."""
+    found = [facts["lessons"]["costs"]] if "lessons" in facts else []
+    if run.objective.talk is not None:
+        conversation = run.objective.talk.conversation
+        found.append({**vars(conversation.costs), "waiting_s": conversation.waiting_s})
+    names = {"turns": "num_turns", "tokens": "num_tokens"}
+    names |= {name: name for name in ("bytes_sent", "bytes_received", "compute_s", "waiting_s")}
+    return {name: round(sum(costs[field] for costs in found), 4) for name, field in names.items()}
 
 
 def _config(job: Job, tables: Path) -> TrainConfig:

@@ -95,10 +95,11 @@ class LossWeights(ConfigSection):
         default=0.0, ge=0, description="Of the distances and angles between a batch's pooled states."
     )
     temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
-    kd_source: Literal["head", "probe"] = Field(
+    kd_source: Literal["head", "probe", "lessons"] = Field(
         default="head",
-        description="What `kd` distils: the teacher's own outputs, or those of a linear probe of its pooled "
-        "states that is fitted to the labelled rows first, for a teacher without a head for the task.",
+        description="What `kd` distils: the teacher's own outputs, those of a linear probe of its pooled "
+        "states that is fitted to the labelled rows first, or the better of both, corrected by a "
+        "conversation that is trained on the same rows (`lessons`).",
     )
 
     @property

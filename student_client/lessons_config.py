@@ -1,0 +1,38 @@
+"""How a conversation is trained before the student, as a run's config says it."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from preceptor.codec import CodecSpec
+from preceptor.terms import Reading
+from student_client.talk_config import ConfigSection
+
+__all__ = ["LessonsConfig"]
+
+
+class LessonsConfig(ConfigSection):
+    """How a conversation is trained before the student, where `losses.kd_source` is `lessons`."""
+
+    codec: CodecSpec = Field(
+        default=CodecSpec(message_dim=32, message_len=8),
+        description="What messages are like; of fixed length.",
+    )
+    reading: Reading = Field(
+        default=Reading.BESIDE,
+        description="How the teacher takes messages in; `add` for one that reads a single position.",
+    )
+    split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
+    num_rounds: int = Field(default=1, ge=1, description="Each further round asks about the last reply.")
+    epochs: int = Field(default=20, ge=1, description="Passes over the labelled rows.")
+    batch_size: int = Field(default=32, ge=1, description="Rows a step.")
+    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW, then half a cosine to 0.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to it.")
+
+    @field_validator("codec")
+    @classmethod
+    def _check_length(cls, codec: CodecSpec) -> CodecSpec:
+        if codec.message_len is None:
+            raise ValueError("message_len: got null, expected a number of positions")
+        return codec

@@ -1,0 +1,131 @@
+"""Gives training rows the outputs that a student is distilled from, before it is trained.
+
+Where they are the teacher's own outputs, they are asked for step by step, and nothing is done here. Else they
+are those of a linear probe, or answers of a conversation (`lessons`) that corrects the better of the two.
+
+Shapes: N rows, C outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
+from student_client.batches import Examples, are_labels
+from student_client.lessons import take_lessons
+from student_client.probe import fit_probe, worth_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from student_client.activity import Activity
+    from student_client.config import TrainConfig
+    from student_client.data import Splits
+    from student_client.talk import TeacherTalk
+    from student_client.talking import TalkingLosses
+
+__all__ = ["told_rows"]
+
+
+def told_rows(
+    config: TrainConfig, splits: Splits, talking: TalkingLosses | None, activity: Activity
+) -> tuple[Splits, dict[str, Any]]:
+    """Gives the training rows what a run is distilled from, if that is known before it begins.
+
+    Args:
+        config: of the run.
+        splits: its examples.
+        talking: whose teacher is asked, each row once and in lessons once an epoch.
+        activity: is told.
+
+    Returns:
+        The splits, with `told` training examples, and what a run's result says of distillation; nothing where
+        there is none.
+
+    Raises:
+        TeacherError: see `student_client.errors`.
+    """
+    if not config.losses.kd or talking is None:
+        return splits, {}
+    source = config.losses.kd_source
+    if source == "head":
+        return splits, {"kd_source": "head"}
+    parts = _parts(splits)
+    outputs, facts = _probed(config, splits, talking.talk, activity)
+    if source == "lessons":
+        own = _own_outputs(config, splits, talking.talk, activity)
+        if own is not None and _loss(own[1], parts[1].labels) < _loss(outputs[1], parts[1].labels):
+            outputs, facts = own, {"head": _worth(own, parts)}
+    if not talking.asks:
+        talking.talk.close()
+    if source == "lessons":
+        outputs, facts["lessons"] = take_lessons(config, parts, outputs, activity)
+    told = dataclasses.replace(splits, train=dataclasses.replace(parts[0], told=outputs[0]))
+    return told, {"kd_source": source, **facts}
+
+
+def _parts(splits: Splits) -> list[Examples]:
+    parts = [splits.train, splits.valid, splits.test]
+    assert all(isinstance(part, Examples) for part in parts)  # noqa: S101 - the config refuses a stream
+    return [part for part in parts if isinstance(part, Examples)]
+
+
+def _probed(
+    config: TrainConfig, splits: Splits, talk: TeacherTalk, activity: Activity
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Returns a probe's outputs for training, validation and test rows, [N, C], and what it is worth."""
+    parts = _parts(splits)
+    with activity.now("asking the teacher for its states, for a probe"):
+        states = [_seen(talk, part, ObservationKind.POOLED_STATE, config.batch_size) for part in parts]
+    with activity.now("fitting a probe of the teacher"):
+        train, valid, _ = parts
+        known = are_labels(train.labels)
+        labelled = states[0][known], train.labels[known]
+        probe = fit_probe(*labelled, states[1], valid.labels, len(splits.classes))
+    outputs = [probe(each) for each in states]
+    return outputs, {"probe": {**_worth(outputs, parts), "l2": probe.l2}}
+
+
+def _own_outputs(
+    config: TrainConfig, splits: Splits, talk: TeacherTalk, activity: Activity
+) -> list[Tensor] | None:
+    """Returns the teacher's own outputs for the same rows; None if they are not of the task."""
+    known = talk.client.describe().teacher.observations
+    if OBSERVATION_KIND_NUMBERS[ObservationKind.LOGITS] not in known:
+        return None
+    parts = _parts(splits)
+    first = talk.observe(parts[1].example().teacher, [ObservationKind.LOGITS])["logits"]
+    if first.shape[-1] != max(len(splits.classes), 1):
+        return None
+    with activity.now("asking the teacher for its outputs"):
+        return [_seen(talk, part, ObservationKind.LOGITS, config.batch_size) for part in parts]
+
+
+def _worth(outputs: list[Tensor], parts: list[Examples]) -> dict[str, float]:
+    return {
+        name: worth_of(outputs[number], parts[number].labels) for number, name in ((1, "valid"), (2, "test"))
+    }
+
+
+def _loss(outputs: Tensor, labels: Tensor) -> float:
+    if labels.is_floating_point():
+        return torch.nn.functional.mse_loss(outputs[:, 0], labels).item()
+    return torch.nn.functional.cross_entropy(outputs, labels).item()
+
+
+def _seen(talk: TeacherTalk, examples: Examples, kind: ObservationKind, batch_size: int) -> Tensor:
+    """Returns what the teacher says of all rows, [N, ...]; a batch is asked for while one is awaited."""
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        waiting = None
+        for batch in examples.batches(batch_size):
+            asked = talk.start_observe(batch.teacher, [kind])
+            if waiting is not None:
+                seen.append(waiting.result()[kind.value])
+            waiting = asked
+        assert waiting is not None  # noqa: S101 - splits are never empty
+        seen.append(waiting.result()[kind.value])
+    return torch.cat(seen).float().cpu()
