@@ -43,6 +43,11 @@ class TalkConfig(ConfigSection):
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."
     )
+    gate: bool = Field(
+        default=False,
+        description="Whether the decoded reply enters the student's upper state through a learned gate, "
+        "S_hi + sigmoid(g) * S'_hi, in losses.grounded and interact, instead of taking its place.",
+    )
     swap_probability: float = Field(
         default=0.0,
         ge=0,
