@@ -99,6 +99,9 @@ class LossWeights(ConfigSection):
     relation: float = Field(
         default=0.0, ge=0, description="Of the distances and angles between a batch's pooled states."
     )
+    attention: float = Field(
+        default=0.0, ge=0, description="Of where both models' states are large, over the positions."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
     kd_source: Literal["head", "probe"] = Field(
         default="head",
@@ -114,12 +117,12 @@ class LossWeights(ConfigSection):
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is needed at all."""
-        return self.talks or self.kd > 0 or self.hint > 0 or self.relation > 0
+        return self.kd > 0 or self.reads_states
 
     @property
     def reads_states(self) -> bool:
         """Whether the student's states are read, not its outputs only."""
-        return self.talks or self.hint > 0 or self.relation > 0
+        return self.talks or self.hint > 0 or self.relation > 0 or self.attention > 0
 
 
 def check_together(losses: LossWeights, talk: TalkConfig) -> None:
