@@ -84,12 +84,7 @@ def test_it_trains_by_every_variant(
     ],
 )
 def test_what_it_can_not_do_is_told(
-    folder: Path,
-    teacher: ToyServer,
-    tmp_path: Path,
-    losses: dict[str, Any],
-    talk: dict[str, Any],
-    message: str,
+    folder: Path, teacher: ToyServer, tmp_path: Path, what: tuple[Any, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        _trainer(folder, teacher, tmp_path, losses, talk)
+        _trainer(folder, teacher, tmp_path, *what)
