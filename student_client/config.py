@@ -124,6 +124,8 @@ class TrainConfig(ConfigSection):
             raise ValueError("teacher: got null, expected an address for the losses that were given a weight")
         if self.talks and not (self.student.lower and self.student.upper):
             raise ValueError("student.lower, student.upper: got null, expected module paths to talk about")
+        if self.losses.attention and not (self.student.lower and self.student.upper):
+            raise ValueError("student.lower, student.upper: got null, expected both for losses.attention")
         if self.losses.reads_states and not self.student.upper:
             raise ValueError("student.upper: got null, expected a module path for losses.hint and relation")
         if self.data.task == "tokens" and (self.losses.kd or self.losses.hint or self.losses.relation):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from preceptor.codec import Decoder, Encoder
 
 __all__ = [
+    "attention",
     "hint",
     "interaction",
     "logits_distillation",
@@ -32,6 +33,45 @@ __all__ = [
 
 
 _EPSILON = 1e-12
+
+
+def attention(
+    student_states: Tensor, teacher_states: Tensor, mask: Tensor, teacher_mask: Tensor, power: float = 2.0
+) -> Tensor:
+    """Attention transfer by activations (Zagoruyko & Komodakis, arXiv 1612.03928, equation 2).
+
+    Where a model looks is sum_d |H_d|^p of each position, divided by its L2 norm over the positions; the
+    teacher's positions are spread over the student's. These maps' squared distance, as in the authors' code,
+    is from 0 to 2 a row.
+
+    Args:
+        student_states: [B, L, D].
+        teacher_states: [B, L', D'], of any width.
+        mask: [B, L], bool.
+        teacher_mask: [B, L'], bool.
+        power: p.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the student's states have no positions.
+    """
+    if student_states.ndim == 2:  # noqa: PLR2004 - rank
+        raise ValueError(
+            f"losses.attention: got student's states of shape {list(student_states.shape)}, expected "
+            "positions among which to attend, [B, L, D]"
+        )
+    theirs = resample(_energy(teacher_states, power)[..., None], teacher_mask, mask)[..., 0]
+    maps = [
+        functional.normalize(energy * mask, dim=-1) for energy in (_energy(student_states, power), theirs)
+    ]
+    return (maps[0] - maps[1]).square().sum(-1).mean()
+
+
+def _energy(states: Tensor, power: float) -> Tensor:
+    """Returns sum_d |H_d|^p of each position, [B, L]."""
+    return states.float().abs().pow(power).sum(-1)
 
 
 def interaction(student_states: Tensor, decoded: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -115,7 +115,9 @@ def _inputs(example: Mapping[str, Tensor]) -> str:
 def _training(
     config: TrainConfig, facts: Mapping[str, Any], environment: Mapping[str, Any], student: nn.Module
 ) -> str:
-    settings = config.losses.model_dump(exclude={"temperature"})
+    settings = config.losses.model_dump(exclude={"temperature", "kd_source"})
+    if config.losses.kd_source == "probe":
+        settings["kd of a linear probe"] = settings.pop("kd")
     weights = {name: value for name, value in settings.items() if value}
     teacher = facts["teacher"]
     packages = environment["packages"]

@@ -209,7 +209,13 @@ def build_objective(
     taps = Taps(student, tapped(config.student))
     if config.teacher is None or not config.needs_teacher:
         return Objective(config, student, taps, None)
-    student_dim = state_width(student, taps, tapped(config.student), example.student)
+    student_dim = state_width(
+        student,
+        taps,
+        tapped(config.student),
+        example.student,
+        needs_positions=config.losses.attention > 0,
+    )
     with (activity or Activity()).now(f"connecting to {config.teacher.address}"):
         talking = connect(
             config.teacher,
@@ -229,11 +235,18 @@ def tapped(config: StudentConfig) -> dict[str, str]:
     return {name: path for name, path in paths.items() if path}
 
 
-def state_width(student: nn.Module, taps: Taps, paths: dict[str, str], inputs: dict[str, Tensor]) -> int:
+def state_width(
+    student: nn.Module,
+    taps: Taps,
+    paths: dict[str, str],
+    inputs: dict[str, Tensor],
+    *,
+    needs_positions: bool = False,
+) -> int:
     """Returns the width of the tapped states; 1 if none is tapped, since then none is encoded.
 
     Raises:
-        ValueError: they differ in width, or the student can't read the inputs.
+        ValueError: they differ in width or lack positions, or the student can't read the inputs.
     """
     was_training = student.training
     try:
@@ -246,8 +259,14 @@ def state_width(student: nn.Module, taps: Taps, paths: dict[str, str], inputs: d
             f"{type(error).__name__}: {error}"
         ) from error
     student.train(was_training)
-    widths = {path: taps[name].shape[-1] for name, path in paths.items()}
+    found = {path: list(taps[name].shape) for name, path in paths.items()}
+    widths = {path: shape[-1] for path, shape in found.items()}
     taps.clear()
+    if needs_positions and any(len(shape) == 2 for shape in found.values()):  # noqa: PLR2004 - rank
+        raise ValueError(
+            f"losses.attention: got states of shapes {found}, expected positions among which to attend, "
+            "[B, L, D]"
+        )
     if len(set(widths.values())) > 1:
         raise ValueError(f"student.lower, student.upper: got states of widths {widths}, expected equal ones")
     return next(iter(widths.values()), 1)

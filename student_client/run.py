@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from student_client import tracing
 from student_client.activity import Activity
+from student_client.building import build
 from student_client.checkpoints import ResumeError
 from student_client.data import check_enough, load_splits
 from student_client.evaluation import evaluate
-from student_client.objective import Objective, StepSize, build_objective, num_tokens
+from student_client.objective import StepSize, num_tokens
 from student_client.optimization import build_optimizer, build_schedule
 from student_client.pace import Pace
-from student_client.students import build_student
 from student_client.times import WaitingTimes
-from student_client.told_rows import told_rows
 from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -90,15 +89,9 @@ class StudentRun:
         self._sum_over_workers = sum_over_workers
         self._batches_done = 0  # of the epoch that is under way
         torch.manual_seed(config.seed)
-        student = build_student(
-            config.student,
-            num_classes=len(self.splits.classes),
-            task=config.data.task,
-            python_path=config.python_path,
+        self.objective, self.splits, self._told_by = build(
+            config, self.splits, self.example, patience_s, self._activity
         )
-        self.objective: Objective = build_objective(config, student, self.example, patience_s, self._activity)
-        talking = self.objective.talking
-        self.splits, self._told_by = told_rows(config, self.splits, talking, self._activity)
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)
         self._device = next(self.objective.parameters()).device

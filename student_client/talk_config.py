@@ -43,6 +43,11 @@ class TalkConfig(ConfigSection):
     detach_reply: bool = Field(
         default=False, description="Whether the student's state is drawn to the decoded reply, detached."
     )
+    gate: bool = Field(
+        default=False,
+        description="Whether the decoded reply enters the student's upper state through a learned gate, "
+        "S_hi + sigmoid(g) * S'_hi, in losses.grounded and interact, instead of taking its place.",
+    )
     swap_probability: float = Field(
         default=0.0,
         ge=0,
@@ -94,6 +99,9 @@ class LossWeights(ConfigSection):
     relation: float = Field(
         default=0.0, ge=0, description="Of the distances and angles between a batch's pooled states."
     )
+    attention: float = Field(
+        default=0.0, ge=0, description="Of where both models' states are large, over the positions."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Of distillation.")
     kd_source: Literal["head", "probe", "lessons"] = Field(
         default="head",
@@ -110,12 +118,12 @@ class LossWeights(ConfigSection):
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is needed at all."""
-        return self.talks or self.kd > 0 or self.hint > 0 or self.relation > 0
+        return self.kd > 0 or self.reads_states
 
     @property
     def reads_states(self) -> bool:
         """Whether the student's states are read, not its outputs only."""
-        return self.talks or self.hint > 0 or self.relation > 0
+        return self.talks or self.hint > 0 or self.relation > 0 or self.attention > 0
 
 
 def check_together(losses: LossWeights, talk: TalkConfig) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["TalkingLosses"]
 
 
+_CLOSED = -2.0  # a gate's first value, before the sigmoid: 0.12 of the reply comes through
+
+
 class TalkingLosses(nn.Module):
     """Computes the losses that need a teacher, by name and unweighted.
 
@@ -55,6 +58,8 @@ class TalkingLosses(nn.Module):
         self.config = config
         self.talk = talk
         self.hint_map = hint_map
+        gate = torch.full((talk.student_dim,), _CLOSED) if config.gate else None
+        self.gate = None if gate is None else nn.Parameter(gate)
         self.teacher_name = self.teacher_fingerprint = ""
         self._taps = taps
 
@@ -166,15 +171,15 @@ class TalkingLosses(nn.Module):
         """Returns the losses of what the student heard; "task" if it takes the place of the student's own."""
         config, weights = self.config, self.weights
         upper, parts = self._taps["upper"], {}
-        decoded = heard.decoded.detach() if config.detach_reply else heard.decoded
         if weights.interact:
+            target = self._entered(upper.detach(), heard.decoded)
             parts["interact"] = losses.interaction(
                 upper,
-                decoded,
+                target.detach() if config.detach_reply else target,
                 None if upper.ndim == 2 else mask,  # noqa: PLR2004 - rank
             )
         if weights.grounded:
-            with self._taps.replaced("upper", heard.decoded):
+            with self._taps.replaced("upper", self._entered(upper, heard.decoded)):
                 parts["grounded"] = run_again()
         if swaps:
             with self._taps.replaced("upper", heard.decoded):
@@ -200,6 +205,13 @@ class TalkingLosses(nn.Module):
             for tap, name in (("lower", "lower_message"), ("upper", "upper_message"))
         ]
         return torch.stack(ends).sum()
+
+    def _entered(self, upper: Tensor, decoded: Tensor) -> Tensor:
+        """Returns the state that a reply leads to: S'_hi, or through a gate S_hi + sigmoid(g) S'_hi.
+
+        After the fuser of Cache-to-Cache (arXiv 2510.03215), a gate lets a student keep what it has.
+        """
+        return decoded if self.gate is None else upper + torch.sigmoid(self.gate) * decoded
 
     def _same_message(self, message: Tensor, other: Tensor, message_mask: Tensor) -> Tensor:
         """Returns L_MC of two ends."""

@@ -31,6 +31,8 @@ def told_kinds(weights: LossWeights) -> set[ObservationKind]:
         kinds.add(ObservationKind.LOGITS)
     if weights.hint or weights.relation:
         kinds.add(ObservationKind.POOLED_STATE)
+    if weights.attention:
+        kinds |= {ObservationKind.LOWER_STATE, ObservationKind.UPPER_STATE}
     return kinds
 
 
@@ -62,6 +64,12 @@ def told_losses(
             parts["hint"] = losses.hint(hint_map(pooled), seen["pooled_state"])
         if weights.relation:
             parts["relation"] = losses.relation(pooled, seen["pooled_state"])
+    if weights.attention:
+        layers = [
+            losses.attention(taps[tap], seen[f"{tap}_state"], mask, seen["mask"])
+            for tap in ("lower", "upper")
+        ]
+        parts["attention"] = torch.stack(layers).mean()
     return parts
 
 

@@ -185,3 +185,29 @@ def test_a_contrast_draws_the_other_end_unless_told_not_to(*, detach_other: bool
     assert message.grad is not None
     assert message.grad[~MASK].eq(0).all()
     assert (other.grad is None) == detach_other
+
+
+def test_attention_is_compared_where_states_are_large() -> None:
+    student, teacher = _states(2, 3, 4), _states(2, 4, 7, seed=1)
+    teacher_mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    ours, theirs = student.square().sum(-1), teacher.square().sum(-1)
+    first = [ours[0, :2], torch.stack([theirs[0, :2].mean(), theirs[0, 2:].mean()])]
+    error = (first[0] / first[0].norm() - first[1] / first[1].norm()).square().sum()
+    loss = losses.attention(student, teacher, MASK, teacher_mask)
+    torch.testing.assert_close(loss, (error + 0.0) / 2)  # a single position has all the attention
+
+
+def test_equal_attention_costs_nothing_at_any_width_and_scale() -> None:
+    student = _states(2, 3, 4)
+    teacher = torch.cat([student, student], -1) * 5.0
+    loss = losses.attention(student, teacher, MASK, MASK)
+    torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert losses.attention(student, teacher.flip(1), torch.ones_like(MASK), torch.ones_like(MASK)) > 0.01
+    cubes = losses.attention(student, 2 * student, MASK, MASK, power=3.0)
+    torch.testing.assert_close(cubes, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_attention_needs_positions() -> None:
+    one = torch.ones(2, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"losses\.attention: got student's states of shape \[2, 4\]"):
+        losses.attention(_states(2, 4), _states(2, 1, 7), one, one)

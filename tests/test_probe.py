@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from student_client import losses, probe
 from student_client.config import LossWeights, TalkConfig, TeacherConfig
 from student_client.connecting import connect
 from student_client.errors import UnsupportedByTeacherError
+from student_client.model_card import _training
 from student_client.probe import fit_probe
 from student_client.taps import Taps
 from tests.test_train_run import make_config
@@ -105,6 +107,8 @@ def test_a_student_is_distilled_from_the_probe_on_all_rows(
     facts = run.finish()
     assert facts["kd_source"] == "probe"
     assert set(facts["probe"]) == {"valid", "test", "l2"}
+    card = _training(run.config, {"teacher": None}, {"packages": {}, "git": None}, run.objective.student)
+    assert "- losses: task 1, kd of a linear probe 0.5\n" in card
     outputs, labels = batch.told[:20], batch.labels[:20]
     if task == "classification":
         assert facts["probe"]["test"] == pytest.approx((outputs.argmax(-1) == labels).float().mean().item())
@@ -127,6 +131,19 @@ def test_rows_keep_what_they_were_told_in_any_order_part_and_share(
         for number, told in zip(part.student["ids"].tolist(), part.told, strict=True):
             assert torch.equal(told, told_of[number])
     run.close()
+
+
+def test_a_resumed_run_is_told_the_same(labelled: Path, unlabelled: Path, row_server: ToyServer) -> None:
+    weights = {"task": 1.0, "kd": 1.0, "kd_source": "probe"}
+    first = rows_run(labelled, unlabelled, row_server.address, losses=weights, epochs=2)
+    list(first.train_epoch())
+    state = copy.deepcopy(first.state())
+    expected = list(first.train_epoch())
+    second = rows_run(labelled, unlabelled, row_server.address, losses=weights, epochs=2)
+    second.load_state(state)
+    assert list(second.train_epoch()) == expected
+    first.close()
+    second.close()
 
 
 def test_a_probe_goes_with_talking_and_hints(labelled: Path, row_server: ToyServer) -> None:

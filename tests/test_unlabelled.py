@@ -12,6 +12,7 @@ from torch.nn import functional
 from student_client import losses
 from student_client.data import DataError, load_splits
 from student_client.data_config import DataConfig
+from student_client.model_card import _data
 from student_client.preparation import IGNORED
 from tests.test_data import write_rows
 from tests.toy_rows import all_rows, labelled, row_server, rows_run, unlabelled
@@ -144,4 +145,6 @@ def test_rows_without_labels_are_distilled_and_talked_about(
     list(run.train_epoch())
     facts = run.finish()
     assert (facts["num_train"], facts["num_unlabelled"]) == (32, 12)
+    card = _data(run.config, {"classes": run.splits.classes}, facts)
+    assert "- unlabelled: `unlabelled.csv`\n- rows: 32 to learn from (12 of them without labels), 20" in card
     run.close()

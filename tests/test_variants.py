@@ -101,3 +101,51 @@ def test_messages_may_be_told_apart_instead_of_drawn_together(
         expected = expected + losses.message_contrast(own[1], seen["upper_message"])
     torch.testing.assert_close(got, expected)
     run.close()
+
+
+@pytest.mark.parametrize("detach_reply", [False, True])
+def test_a_gate_adds_the_reply_to_the_students_own_state(
+    labelled: Path, unlabelled: Path, row_server: ToyServer, *, detach_reply: bool
+) -> None:
+    talk = {**TALK, "gate": True, "detach_reply": detach_reply}
+    weights = {"task": 0.0, "interact": 1.0, "grounded": 1.0}
+    run = rows_run(labelled, unlabelled, row_server.address, losses=weights, talk=talk)
+    objective, batch = run.objective, all_rows(run)
+    assert objective.talking is not None
+    gate = objective.talking.gate
+    assert gate is not None
+    assert gate.tolist() == [-2.0] * 6
+    with torch.no_grad():
+        gate.copy_(torch.arange(6) - 3.0)
+    outcome = objective(batch)
+    objective.student(**batch.student)
+    upper, decoded = objective._taps["upper"], objective.talking.talk(objective._taps["lower"]).decoded
+    entered = upper + torch.sigmoid(torch.arange(6) - 3.0) * decoded
+    student: Any = objective.student
+    torch.testing.assert_close(outcome.parts["interact"], losses.interaction(upper, entered))
+    grounded = functional.cross_entropy(student.head(entered)[:20], batch.labels[:20])
+    torch.testing.assert_close(outcome.parts["grounded"], grounded)
+    torch.autograd.backward(outcome.task_loss, retain_graph=True)
+    assert all(p.grad is not None for p in student.blocks.parameters())  # they are not replaced
+    assert gate.grad is not None
+    gate.grad = None
+    torch.autograd.backward(outcome.talk_loss)
+    assert (gate.grad is None) == detach_reply
+    run.close()
+
+
+def test_a_gate_is_trained_and_kept(labelled: Path, row_server: ToyServer) -> None:
+    talk, weights = {**TALK, "gate": True}, {"grounded": 1.0}
+    first, second = (
+        rows_run(labelled, None, row_server.address, losses=weights, talk=talk) for _ in range(2)
+    )
+    list(first.train_epoch())
+    second.load_state(first.state())
+    assert first.objective.talking is not None
+    assert second.objective.talking is not None
+    gate = first.objective.talking.gate
+    assert gate is not None
+    assert not torch.allclose(gate, torch.tensor(-2.0))
+    assert torch.equal(gate, second.objective.state_dict()["talking.gate"])
+    first.close()
+    second.close()
