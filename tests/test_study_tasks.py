@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from tests.toy_study_data import MOVIES, write_latest, write_texts
 if TYPE_CHECKING:
     from pathlib import Path
 
+REAL_DATA = os.environ.get(sources.DATA_VARIABLE)
 LABELS = ["a", "b", "c", "d"] * 30
 
 
@@ -152,3 +154,18 @@ def test_a_movielens_task_says_what_it_does_not_have(tmp_path: Path) -> None:
         tasks.movielens(write, num_labels=10, seed=0, genre="Opera", dataset="latest-small")
     with pytest.raises(ValueError, match="dataset: got '10m'"):
         tasks.movielens(write, num_labels=10, seed=0, genre="Horror", dataset="10m")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="PRECEPTOR_STUDY_DATA names no folder with the real data sets")
+def test_the_real_data_sets_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sources.DATA_VARIABLE, str(REAL_DATA))
+    trec, banking77 = sources.trec(), sources.banking77()
+    assert [len(trec.train["text"]), len(trec.test["text"]), len(set(trec.train["label"]))] == [5452, 500, 6]
+    assert [len(banking77.train["text"]), len(banking77.test["text"])] == [10003, 3080]
+    assert len(set(banking77.train["label"])) == 77
+    movies = sources.movielens("latest-small")
+    assert [len(movies.ratings), len(set(movies.ratings.user.tolist())), movies.num_items] == [
+        100004,
+        671,
+        9125,
+    ]
