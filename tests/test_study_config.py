@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
+from preceptor.settings import problems
 from student_client.study_cells import cells_of
+from student_client.study_config import StudyConfig
 from tests.toy_study import study_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TAUGHT: dict[str, Any] = {
     "teachers": {"wise": {"address": "preceptor://127.0.0.1:9"}, "random": {"make": "a:b", "seed": 3}},
@@ -124,12 +127,18 @@ def test_only_some_cells_can_be_wanted(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_study_is_refused_by_field(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    from preceptor.settings import problems  # noqa: PLC0415
-
     with pytest.raises(ValueError, match=message):  # noqa: PT012 - pydantic words its own errors
         try:
             cells_of(study_of(tmp_path, **changes))
         except ValidationError as error:
             raise ValueError(problems(error)) from None
+
+
+def test_the_study_of_the_page_is_valid() -> None:
+    root = Path(__file__).resolve().parents[1]
+    (text,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/study.md").read_text(), re.DOTALL)
+    study = StudyConfig.of(yaml.safe_load(text), root / "examples" / "text")
+    cells = cells_of(study)
+    assert len(cells) == 3 * 4 * 5
+    assert [cell.teacher for cell in cells[:4]] == [None, "minilm", "minilm", "random"]
+    assert [cell.takes_unlabelled for cell in cells[:4]] == [False, True, True, True]

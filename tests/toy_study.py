@@ -52,7 +52,7 @@ def make_teacher(folder: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
     weights = load_file(config.model.weights)
     save_file({name: scale * weight for name, weight in weights.items()}, config.model.weights)
     path = folder / "teacher.yaml"
-    content = config.model_dump(mode="json", exclude_defaults=True)
+    content = config.model_dump(mode="json", exclude_none=True)
     content["python_path"] = [ROOT]
     path.write_text(yaml.safe_dump(content))
     return path
