@@ -30,12 +30,13 @@ from services.teacher.connections import CONNECTION_OPTIONS
 from services.teacher.directory import REPORT_PERIOD_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from services.teacher.engine import Engine
+    from services.teacher.metrics import ReplicaMetrics, Update
     from services.teacher.servicer import TeacherServicer
 
-__all__ = ["bare_server", "server_in_this_process"]
+__all__ = ["bare_server", "off_file", "server_in_this_process"]
 
 _READY_TIMEOUT_S = 120.0
 _MAX_QUEUED_TURNS = 1024
@@ -59,6 +60,7 @@ def bare_server(
         engine: the service's own, or the simple one that it is compared with.
         profile: where profiles of its threads are written to at the end; None: nowhere.
         metrics: a file that gets HOST:PORT of the metrics of a Ray that it starts for them; None: none.
+            Nothing is told while there is an `off_file` beside it.
     """
     path = folder / f"bare_server_{config.port}.json"
     path.write_text(config.model_dump_json())
@@ -115,6 +117,23 @@ def _load_engine(config: ServiceConfig, kind: str) -> Engine:
     return engine
 
 
+def off_file(metrics: Path) -> Path:
+    """Returns the file that switches metrics off while it is there, by the one that says where they are."""
+    return metrics.with_name(f"{metrics.name}.off")
+
+
+class _Switched:
+    """What is told of a replica, or nothing."""
+
+    def __init__(self, source: ReplicaMetrics, off: Path) -> None:
+        self._source = source
+        self._off = off
+
+    def updates(self) -> Iterable[Update]:
+        """Returns what has changed."""
+        return [] if self._off.exists() else self._source.updates()
+
+
 @contextlib.contextmanager
 def _metrics_of(engine: Engine, config: ServiceConfig, path: Path) -> Iterator[None]:
     """Tells a Ray of its own of the engine while open, as a replica does."""
@@ -127,7 +146,8 @@ def _metrics_of(engine: Engine, config: ServiceConfig, path: Path) -> Iterator[N
     with connected_ray(num_cpus=1):
         (node,) = ray.nodes()
         path.write_text(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}")
-        pusher = MetricsPusher(ReplicaMetrics(engine, config.name, f"{config.host}:{config.port}"))
+        source = ReplicaMetrics(engine, config.name, f"{config.host}:{config.port}")
+        pusher = MetricsPusher(_Switched(source, off_file(path)))
         pusher.start()
         yield
         pusher.stop()

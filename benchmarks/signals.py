@@ -1,12 +1,12 @@
 """What do metrics, traces, logs and status cost, and are they all there?
 
-    python -m benchmarks.signals [--seconds 2] [--num-rounds 6] [--num-servers 4]
+    python -m benchmarks.signals [--seconds 2] [--num-rounds 24]
 
-Sixteen tenants talk in small turns, as in `benchmarks.tenants`, to two bare servers of MiniLM in turn. On one
-all signals are on: metrics in a Ray of its own, spans, JSON logs, and a console that asks each second; on the
-other none. Two processes that do the same differ by some per cent for as long as they live, so this is done
-with several pairs of servers. Then a student trains one step against the last that tells, and what both told
-of it is read. Prints, as its last line, one JSON object; README.md says what is measured.
+Sixteen tenants talk in small turns, as in `benchmarks.tenants`, to a bare server of MiniLM. In every other
+round all signals are on: metrics in a Ray of its own, spans, and a console that asks each second. Two servers
+would not do: two processes that do the same differ by up to a tenth for as long as they live. Then a student
+trains one step, and what both told of it is read. Prints, as its last line, one JSON object; README.md says
+what is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import csv
 import json
+import math
 import os
 import statistics
 import sys
@@ -27,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import torch
 
-from benchmarks.bare_server import bare_server
-from benchmarks.pairs import Tenant, close_all, open_tenants
+from benchmarks.bare_server import bare_server, off_file
+from benchmarks.pairs import SIZES, Tenant, close_all, num_pairs_for, run_round, warm_up
 from benchmarks.signals_found import Joined, missing_metrics, spans_of_a_step
 from benchmarks.teachers import encoder, free_port
-from benchmarks.tenants_throughput import Cell, measure_throughput
+from benchmarks.tenants_throughput import Cell
 from preceptor.v1.status_pb2 import GetStatusRequest
 from preceptor.v1.status_pb2_grpc import StatusServiceStub
 from services.teacher.config import SignalsConfig
@@ -40,13 +41,13 @@ from student_client.config import TrainConfig
 from student_client.run import StudentRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from benchmarks.pairs import Size
-    from benchmarks.tenants_throughput import Measurements
     from student_client.turns import ForwardAnswer, GradientsAnswer
 
 _CELL = Cell(16, "small")
+_NAMES = {"on": True, "off": False}
 _HIDDEN_SIZE = 384
 _SPLIT_LAYER = 3
 _NUM_ROWS = 32
@@ -56,12 +57,15 @@ _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.y
 
 
 class _TracedTenant(Tenant):
-    """One whose pairs are spans."""
+    """One whose pairs are spans, while that is wanted."""
 
+    is_traced = True
     _num_pairs = 0
 
     async def pair(self, size: Size) -> tuple[ForwardAnswer, GradientsAnswer]:
         """Exchanges a message and takes the gradients."""
+        if not self.is_traced:
+            return await super().pair(size)
         self._num_pairs += 1
         with tracing.step(self._num_pairs):
             return await super().pair(size)
@@ -72,7 +76,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    found = _run(options)
+    with tempfile.TemporaryDirectory() as name:
+        found = _run(options, Path(name))
     print(json.dumps(found), flush=True)
     sys.exit(0 if found["metrics_missing"] == [] and found["step"]["joined"] else 1)
 
@@ -82,85 +87,77 @@ def _options() -> argparse.Namespace:
         prog="python -m benchmarks.signals", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="about what a round takes (default: 2)")
-    parser.add_argument("--num-rounds", type=int, default=6, help="of each server (default: 6)")
-    parser.add_argument("--num-servers", type=int, default=4, help="pairs of servers (default: 4)")
+    parser.add_argument("--num-rounds", type=int, default=24, help="with and without (default: 24)")
     return parser.parse_args()
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    rates: dict[str, list[float]] = {"on": [], "off": []}
-    for number in range(options.num_servers):
-        is_last = number == options.num_servers - 1
-        with tempfile.TemporaryDirectory() as name, _servers(Path(name), on_first=number % 2 == 0) as found:
-            (on, metrics), off, traces = found
-            folder = Path(name)
-            with tracing.traces_to(str(folder / "pairs.jsonl")):
-                measured = asyncio.run(_measure(options, on, off))
-            for variant in rates:
-                rates[variant] += measured.rates[variant][_CELL]
-            ratio = _ratio(*(measured.rates[variant][_CELL] for variant in rates))
-            print(f"servers {number + 1}: {ratio:.3f}", file=sys.stderr, flush=True)
-            if is_last:
-                joined, missing = _step(on, folder, traces), _metrics(on, metrics)
-    return _json(rates, joined, missing)
-
-
-@contextlib.contextmanager
-def _servers(folder: Path, *, on_first: bool) -> Iterator[tuple[tuple[str, Path], str, Path]]:
-    """Runs a server that tells all, with a console, and one that tells nothing, while open.
-
-    Yields:
-        The first one's address and the file that says where its metrics are, the other's address, and the
-        first one's spans.
-    """
+def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     traces, metrics = folder / "teacher.jsonl", folder / "metrics"
-    silent = encoder(free_port()).model_copy(update={"signals": SignalsConfig(metrics=False)})
     told = SignalsConfig(traces=str(traces), logs="json")
-    telling = encoder(free_port()).model_copy(update={"signals": told})
-    with contextlib.ExitStack() as stack:
-        if not on_first:
-            off = stack.enter_context(bare_server(silent, folder))
-        on = stack.enter_context(bare_server(telling, folder, metrics=metrics))
-        if on_first:
-            off = stack.enter_context(bare_server(silent, folder))
-        stack.enter_context(_console(on))
-        yield (on, metrics), off, traces
+    config = encoder(free_port()).model_copy(update={"signals": told})
+    with bare_server(config, folder, metrics=metrics) as target, _console(target) as console:
+        switches = [console, _switch_of(metrics)]
+        rates = asyncio.run(_measure(options, target, folder, switches))
+        return _json(rates, _step(target, folder, traces), _metrics(target, metrics))
 
 
-async def _measure(options: argparse.Namespace, on: str, off: str) -> Measurements:
-    traced: list[Tenant] = [
-        _TracedTenant(on, f"tenant-{seed}", hidden_size=_HIDDEN_SIZE, seed=seed, split_layer=_SPLIT_LAYER)
+async def _measure(
+    options: argparse.Namespace, target: str, folder: Path, switches: list[Callable[[bool], None]]
+) -> dict[bool, list[float]]:
+    """Returns pairs a second of each round, with signals and without."""
+    size, rates = SIZES[_CELL.size], dict[bool, list[float]]({True: [], False: []})
+    tenants = [
+        _TracedTenant(target, f"tenant-{seed}", hidden_size=_HIDDEN_SIZE, seed=seed, split_layer=_SPLIT_LAYER)
         for seed in range(_CELL.num_tenants)
     ]
-    tenants = {"on": traced, "off": open_tenants(off, _CELL.num_tenants, _HIDDEN_SIZE, _SPLIT_LAYER)}
-    measured = await measure_throughput(
-        tenants,
-        None,
-        [_CELL],
-        num_rounds=options.num_rounds,
-        seconds=options.seconds,
-        max_dedicated=0,
-    )
-    for each in tenants.values():
-        await close_all(each)
-    return measured
+
+    def trace(is_on: bool) -> None:  # noqa: FBT001 - a switch
+        for tenant in tenants:
+            tenant.is_traced = is_on
+
+    with tracing.traces_to(str(folder / "pairs.jsonl")):
+        num_pairs = num_pairs_for(options.seconds, await warm_up(tenants, size), len(tenants))
+        await run_round(tenants, size, num_pairs)
+        for number in range(options.num_rounds):
+            for is_on in (True, False) if number % 2 else (False, True):
+                for switch in (trace, *switches):
+                    switch(is_on)
+                rates[is_on].append((await run_round(tenants, size, num_pairs)).pairs_per_s)
+            print(
+                f"round {number + 1}: {rates[True][-1] / rates[False][-1]:.3f}", file=sys.stderr, flush=True
+            )
+    await close_all(tenants)
+    for switch in switches:
+        switch(True)  # noqa: FBT003
+    return rates
+
+
+def _switch_of(metrics: Path) -> Callable[[bool], None]:
+    """Returns what has a bare server tell of its metrics, or not."""
+    off = off_file(metrics)
+
+    def switch(is_on: bool) -> None:  # noqa: FBT001
+        off.unlink(missing_ok=True) if is_on else off.touch()
+
+    return switch
 
 
 @contextlib.contextmanager
-def _console(target: str) -> Iterator[None]:
-    """Asks a server how it is, as an open console does, while open."""
-    ended = threading.Event()
+def _console(target: str) -> Iterator[Callable[[bool], None]]:
+    """Asks a server how it is, as an open console does, while open and switched on."""
+    ended, asks = threading.Event(), threading.Event()
 
     def look() -> None:
         with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
             stub: Any = StatusServiceStub(channel)  # type: ignore[no-untyped-call]
             while not ended.wait(_CONSOLE_PERIOD_S):
-                stub.GetStatus(GetStatusRequest(history_s=_CONSOLE_HISTORY_S), timeout=30)
+                if asks.is_set():
+                    stub.GetStatus(GetStatusRequest(history_s=_CONSOLE_HISTORY_S), timeout=30)
 
     thread = threading.Thread(target=look, name="console")
     thread.start()
     try:
-        yield
+        yield lambda is_on: asks.set() if is_on else asks.clear()
     finally:
         ended.set()
         thread.join()
@@ -197,16 +194,13 @@ def _metrics(target: str, metrics: Path) -> list[str]:
         talk.close()
 
 
-def _ratio(on: list[float], off: list[float]) -> float:
-    """Returns the median of the ratios of rounds beside each other."""
-    return statistics.median(first / second for first, second in zip(on, off, strict=True))
-
-
-def _json(rates: dict[str, list[float]], joined: Joined, missing: list[str]) -> dict[str, Any]:
+def _json(rates: dict[bool, list[float]], joined: Joined, missing: list[str]) -> dict[str, Any]:
+    ratios = [on / off for on, off in zip(rates[True], rates[False], strict=True)]
     return {
-        "throughput_ratio": round(_ratio(rates["on"], rates["off"]), 4),
-        "pairs_per_s": {variant: round(statistics.median(rounds), 1) for variant, rounds in rates.items()},
-        "num_rounds": len(rates["on"]),
+        "throughput_ratio": round(statistics.median(ratios), 4),
+        "standard_error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)), 4),
+        "pairs_per_s": {name: round(statistics.median(rates[is_on]), 1) for name, is_on in _NAMES.items()},
+        "num_rounds": len(ratios),
         "metrics_missing": missing,
         "step": {"spans": joined.num_spans, "joined": joined.is_whole},
     }

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.util import metrics as ray_metrics
 
 from services.teacher.metrics import METRICS, QUEUE_BOUNDARIES_S
 
 if TYPE_CHECKING:
-    from services.teacher.metrics import Metric, ReplicaMetrics, Update
+    from collections.abc import Iterable
 
-__all__ = ["MetricsPusher"]
+    from services.teacher.metrics import Metric, Update
+
+__all__ = ["MetricsPusher", "UpdateSource"]
 
 logger = logging.getLogger(__name__)
 
 _PERIOD_S = 2.0  # gauges that are not set for 20 s go
+
+
+class UpdateSource(Protocol):
+    """Says what is to be told, as `ReplicaMetrics` does."""
+
+    def updates(self) -> Iterable[Update]:
+        """Returns what has changed since it was asked last."""
+        ...
 
 
 class MetricsPusher:
@@ -28,7 +38,7 @@ class MetricsPusher:
         period_s: seconds between two times.
     """
 
-    def __init__(self, source: ReplicaMetrics, period_s: float = _PERIOD_S) -> None:
+    def __init__(self, source: UpdateSource, period_s: float = _PERIOD_S) -> None:
         self._source = source
         self._period_s = period_s
         self._metrics = {metric.name: _built(metric) for metric in METRICS}
