@@ -35,7 +35,16 @@ _NUM_PORTS = 12  # the directory's and those of replicas, some of which may be t
 _NUM_ATTEMPTS = 50
 _NUM_LAST_LINES = 5
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_SERVE = "from preceptor.cli import main; main()"  # the command `preceptor`, of this Python
+# The command `preceptor` of this Python; it ends with whoever holds the other end of its input.
+_SERVE = """
+import os, signal, threading
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=watch, daemon=True).start()
+from preceptor.cli import main
+main()
+"""
 
 
 class TeacherFailedError(RuntimeError):
@@ -114,7 +123,7 @@ def _serving(name: str, config: Path, folder: Path) -> Iterator[tuple[subprocess
     with log.open("w") as errors:
         process = subprocess.Popen(  # noqa: S603 - this Python, and a file that the study names
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -145,8 +154,9 @@ def _end(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _last_words(log: Path) -> str:

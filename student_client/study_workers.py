@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -130,6 +132,7 @@ class Workers(Generic[JobT, ResultT]):
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Is what a worker does; ends with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             job = connection.recv()
@@ -138,3 +141,10 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
             except Exception as error:  # noqa: BLE001 - told by the parent
                 result = Failed(f"{type(error).__name__}: {error}")
             connection.send(result)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # in the middle of a job that nobody waits for

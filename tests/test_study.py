@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ import torch
 from services.teacher.families import load_teacher
 from student_client.locks import FolderLockedError, folder_lock
 from student_client.study_cells import cells_of
-from student_client.study_results import RESULTS_FILE, read_lines
+from student_client.study_config import TaskSource
+from student_client.study_results import RESULTS_FILE, StudyResults, TeacherFacts, read_lines
 from student_client.study_runner import Study, time_left_s
+from student_client.study_worker import Job, run_job
 from tests.toy_server import ToyServer
 from tests.toy_student import row_config
 from tests.toy_study import line_of, study_of, write_study
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from student_client.study_runner import StudyState
 
 PATIENCE_S = 60.0
+FORGETFUL = "tests.toy_study:forgetful"
 COMPARE = "import typer; from student_client.compare_cli import compare; typer.run(compare)"
 
 
@@ -103,34 +107,28 @@ def test_a_finished_cell_is_not_run_again_and_its_tables_are_made_once(tmp_path:
     assert [line["key"] for line in study.lines()] == [cell.key("") for cell in cells_of(config)]
 
 
+def finish(config: StudyConfig) -> list[dict[str, Any]]:
+    """Writes down that all cells are finished."""
+    results = StudyResults(config.folder)
+    for cell in cells_of(config):
+        results.add({**line_of("", 0.5, num_steps=99), **cell.coordinates, "key": cell.key("")})
+    return results.lines
+
+
 def test_a_cell_whose_config_changed_is_run_again_and_the_others_are_not(tmp_path: Path) -> None:
-    run(study_of(tmp_path, seeds=[0]))
+    finish(study_of(tmp_path, seeds=[0]))
     changed = study_of(tmp_path, seeds=[0], methods={"none": {}, "slow": {"epochs": 1}})
-    assert len(Study(changed, cells_of(changed)).lines()) == 2
-    run(changed)
-    assert len(lines_of(changed)) == 4 + 2
-    assert {line["num_steps"] for line in Study(changed, cells_of(changed)).lines()} == {1, 2, 3, 6}
+    assert [line["method"] for line in Study(changed, cells_of(changed)).lines()] == ["none", "none"]
+    assert run(changed).num_done == 4
+    assert [line["num_steps"] for line in lines_of(changed)] == [99, 99, 99, 99, 1, 3]
 
 
 def test_a_cell_under_another_name_is_written_down_and_not_run(tmp_path: Path) -> None:
-    run(study_of(tmp_path, seeds=[0]))
+    old = finish(study_of(tmp_path, seeds=[0], methods={"none": {}}))
     renamed = study_of(tmp_path, seeds=[0], methods={"alone": {}})
-    assert run(renamed).num_done == 2
-    old, new = lines_of(renamed)[0], lines_of(renamed)[-2]
-    assert (old["method"], new["method"]) == ("none", "alone")
-    assert {**new, "method": "none"} == old
-
-
-def test_one_seed_gives_the_same_result_in_any_process(tmp_path: Path, row_server: ToyServer) -> None:
-    first, second = (
-        study_of(tmp_path, **taught(row_server.address), name=name, parallelism=number)
-        for name, number in (("a", 1), ("b", 2))
-    )
-    run(first)
-    run(second)
-    facts = ("method", "key", "valid", "test", "best_epoch")
-    told = [sorted([line[name] for name in facts] for line in lines_of(each)) for each in (first, second)]
-    assert told[0] == told[1]
+    for _ in range(2):
+        assert run(renamed).num_done == 2
+        assert lines_of(renamed) == [*old, *({**line, "method": "alone"} for line in old)]
 
 
 def test_a_cell_that_fails_or_kills_its_process_is_told_of_and_run_next_time(tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_a_cell_that_fails_or_kills_its_process_is_told_of_and_run_next_time(tmp
     }
     tasks = {
         "parity": {"make": "tests.toy_study:parity"},
-        "odd": {"make": "tests.toy_study:forgetful"},
+        "odd": {"make": FORGETFUL},
     }
     config = study_of(tmp_path, methods=methods, tasks=tasks, seeds=[0, 1], parallelism=2)
     state = run(config, task=["parity"])
@@ -192,8 +190,7 @@ def test_what_is_stopped_loses_no_finished_cell_and_leaves_no_process(tmp_path: 
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     end_s = time.monotonic() + PATIENCE_S
-    while len(read_lines(results)) < 2:
-        assert time.monotonic() < end_s
+    while not read_lines(results) and time.monotonic() < end_s:
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
@@ -202,7 +199,7 @@ def test_what_is_stopped_loses_no_finished_cell_and_leaves_no_process(tmp_path: 
     assert process.returncode == 130, told
     assert "the same command goes on" in told
     assert psutil.wait_procs(children, timeout=PATIENCE_S)[1] == []
-    assert [line["method"] for line in read_lines(results)] == ["none", "none"]
+    assert [line["method"] for line in read_lines(results)] == ["none"]
 
 
 def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -220,8 +217,35 @@ def test_the_time_left_is_that_of_the_cells_most_like_those_left(tmp_path: Path)
 
 
 def test_half_a_line_of_a_killed_writer_is_passed_over(tmp_path: Path) -> None:
-    config = study_of(tmp_path, seeds=[0], tasks={"parity": {"make": "tests.toy_study:parity"}})
-    config.folder.mkdir(parents=True)
-    (config.folder / RESULTS_FILE).write_text(json.dumps(line_of("none", 0.5)) + '\n{"task": "pari')
+    path = tmp_path / RESULTS_FILE
+    path.write_text(json.dumps(line_of("none", 0.5)) + '\n{"task": "pari')
+    results = StudyResults(tmp_path)
+    assert len(results.lines) == 1
+    results.add(line_of("slow", 0.5))
+    assert [line["method"] for line in read_lines(path)] == ["none", "slow"]
+
+
+def test_a_job_is_the_same_in_this_process(tmp_path: Path, row_server: ToyServer) -> None:
+    config = study_of(tmp_path, **taught(row_server.address))
     run(config)
-    assert [line["method"] for line in lines_of(config)][1:] == ["none", "slow"]
+    expected = lines_of(config)[1]
+    teacher = TeacherFacts("rows", expected["teacher_fingerprint"], expected["teacher_parameters"])
+    _, cell = cells_of(config)
+    job = Job(
+        cell=cell,
+        key=cell.key(teacher.fingerprint),
+        data_folder=tmp_path / "data",
+        python_path=(),
+        address=f"preceptor://{row_server.address}",
+        teacher=teacher,
+    )
+    line = run_job(job)
+    timed = ("wall_s", "student_ms_per_example", "finished_at", "teacher")
+    assert {name: each for name, each in line.items() if name not in timed} == {
+        name: each for name, each in expected.items() if name not in timed
+    }
+    assert {"train.csv", "unlabelled.csv"} <= {
+        path.name for path in (tmp_path / "data" / cell.data_name).iterdir()
+    }
+    with pytest.raises(ValueError, match="wrote no test"):
+        run_job(replace(job, cell=replace(cell, task="odd", source=TaskSource(make=FORGETFUL))))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,12 +14,16 @@ from student_client.study_cells import cells_of
 from student_client.study_results import RESULTS_FILE, read_lines
 from student_client.study_runner import Study
 from student_client.study_teachers import TeacherFailedError, served
-from tests.toy_study import make_teacher, study_of
+from tests.test_study import COMPARE
+from tests.toy_study import make_teacher, study_of, write_study
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.serve
+
+PATIENCE_S = 180.0
 
 
 def test_teachers_are_served_while_their_cells_run_and_not_again_for_finished_ones(tmp_path: Path) -> None:
@@ -57,6 +64,38 @@ def test_teachers_are_served_while_their_cells_run_and_not_again_for_finished_on
     assert again.num_done == 6
     assert set(doing) == {""}
     assert read_lines(config.folder / RESULTS_FILE) == lines
+
+
+def test_a_teacher_ends_with_the_study_that_is_killed(tmp_path: Path) -> None:
+    make_teacher(tmp_path)
+    path = write_study(
+        tmp_path,
+        teachers={"here": {"serve": "teacher.yaml"}},
+        tasks={"parity": {"make": "tests.toy_study:parity", "teachers": {"default": "here"}}},
+        methods={
+            "slow": {
+                "student": {"factory": "tests.toy_student:SlowStudent", "kwargs": {"step_s": 0.5}},
+                "losses": {"kd": 1},
+                "epochs": 1000,
+            }
+        },
+    )
+    with subprocess.Popen([sys.executable, "-c", COMPARE, str(path)], stderr=subprocess.DEVNULL) as process:
+        try:
+            data = tmp_path / "out" / "study-toy" / "data"
+            await_that(data.exists)  # the teacher is served, the cell has begun
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert any("raylet" in child.name() for child in children)
+        finally:
+            process.kill()
+    assert psutil.wait_procs(children, timeout=PATIENCE_S)[1] == []
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
 
 
 def test_a_teacher_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ STUDY: dict[str, Any] = {
     "tasks": {"parity": {"make": "tests.toy_study:parity", "labels": [10, None]}},
     "methods": {"none": {"losses.task": 1}, "slow": {"optimizer": {"lr": 0.00001}}},
     "seeds": [0, 1],
+    "parallelism": 1,
 }
 
 
