@@ -105,7 +105,7 @@ def digest_of(content: Any) -> str:
 
 def needs_teacher(config: TrainConfig) -> bool:
     """Tells whether a run asks a teacher for anything."""
-    return config.losses.needs_teacher
+    return config.needs_teacher
 
 
 def cells_of(study: StudyConfig, only: Mapping[str, Collection[str]] | None = None) -> list[Cell]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from student_client.config import TrainConfig
-from student_client.data_config import DataConfig
 from student_client.environment import packages
 from student_client.factories import load_factory
 from student_client.run import StudentRun
@@ -120,7 +119,7 @@ def _config(job: Job, tables: Path) -> TrainConfig:
     content["name"] = f"study-{job.key[:16]}"
     content["data"] |= {name: str(tables / f"{name}.csv") for name in ("train", "valid", "test")}
     unlabelled = tables / UNLABELLED_FILE
-    if job.cell.takes_unlabelled and "unlabelled" in DataConfig.model_fields and unlabelled.exists():
+    if job.cell.takes_unlabelled and unlabelled.exists():
         content["data"]["unlabelled"] = str(unlabelled)
     if job.address is not None and content["teacher"] is not None:
         content["teacher"]["address"] = job.address
