@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from preceptor.v1 import teacher_pb2 as pb
+    from student_client.client import ConversationHandle
 
-__all__ = ["Costs"]
+__all__ = ["Costs", "cost_facts"]
 
 _MS = 1000.0
 
@@ -49,3 +50,8 @@ class Costs:
         self.num_turns += 1
         self.num_tokens += receipt.tokens
         self.compute_s += receipt.compute_ms / _MS / max(receipt.num_conversations, 1)
+
+
+def cost_facts(conversation: ConversationHandle) -> dict[str, float]:
+    """Returns what a conversation has cost, by the names of `Costs`, and `waiting_s`, seconds waited."""
+    return {**vars(conversation.costs), "waiting_s": conversation.waiting_s}

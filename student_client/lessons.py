@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from student_client.batches import Examples, are_labels, split_rows
 from student_client.connecting import open_talk
+from student_client.costs import cost_facts
 from student_client.probe import worth_of
 
 if TYPE_CHECKING:
@@ -120,14 +121,14 @@ def take_lessons(
             best_epoch = _train(tutor, config.lessons, rows[0], rows[1], activity)
             with activity.now("asking the teacher about all rows"):
                 answers = [_answers(tutor, each, config.lessons.batch_size) for each in rows]
-            costs = tutor.talk.conversation.costs
+            costs = cost_facts(tutor.talk.conversation)
         finally:
             tutor.talk.close()
     return answers, {
         "valid": worth_of(answers[1], parts[1].labels),
         "test": worth_of(answers[2], parts[2].labels),
         "epoch": best_epoch,
-        "costs": {**vars(costs), "waiting_s": tutor.talk.conversation.waiting_s},
+        "costs": costs,
     }
 
 

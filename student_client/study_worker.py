@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from student_client.config import TrainConfig
+from student_client.costs import cost_facts
 from student_client.environment import packages
 from student_client.factories import load_factory
 from student_client.run import StudentRun
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "failure", "run_job"]
 
 UNLABELLED_FILE = "unlabelled.csv"
+_TENANT = "study"
 _TIMED_ROWS = 32
 _NUM_TIMED_BATCHES = 8
 _NUM_TIMINGS = 3
@@ -104,10 +106,10 @@ def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _costs(run: StudentRun, facts: dict[str, Any]) -> dict[str, float]:
     """Returns what the teacher did for a run, and for the lessons before it."""
-    found = [facts["lessons"]["costs"]] if "lessons" in facts else []
+    found = [facts["asking"]] if "asking" in facts else []
+    found += [facts["lessons"]["costs"]] if "lessons" in facts else []
     if run.objective.talk is not None:
-        conversation = run.objective.talk.conversation
-        found.append({**vars(conversation.costs), "waiting_s": conversation.waiting_s})
+        found.append(cost_facts(run.objective.talk.conversation))
     names = {"turns": "num_turns", "tokens": "num_tokens"}
     names |= {name: name for name in ("bytes_sent", "bytes_received", "compute_s", "waiting_s")}
     return {name: round(sum(costs[field] for costs in found), 4) for name, field in names.items()}
@@ -123,6 +125,8 @@ def _config(job: Job, tables: Path) -> TrainConfig:
         content["data"]["unlabelled"] = str(unlabelled)
     if job.address is not None and content["teacher"] is not None:
         content["teacher"]["address"] = job.address
+        # One tenant, so that what the teacher keeps of a row it has read serves all cells.
+        content["teacher"]["tenant"] = content["teacher"]["tenant"] or _TENANT
     return TrainConfig.model_validate(content)
 
 

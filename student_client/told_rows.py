@@ -15,6 +15,7 @@ import torch
 
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from student_client.batches import Examples, are_labels
+from student_client.costs import cost_facts
 from student_client.lessons import take_lessons
 from student_client.probe import fit_probe, worth_of
 
@@ -60,6 +61,7 @@ def told_rows(
         if own is not None and _loss(own[1], parts[1].labels) < _loss(outputs[1], parts[1].labels):
             outputs, facts = own, {"head": _worth(own, parts)}
     if not talking.asks:
+        facts["asking"] = cost_facts(talking.talk.conversation)  # else they are part of the run's own
         talking.talk.close()
     if source == "lessons":
         outputs, facts["lessons"] = take_lessons(config, parts, outputs, activity)

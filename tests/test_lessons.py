@@ -56,6 +56,7 @@ def test_the_student_is_told_what_the_conversation_answers(
     facts = _facts(run)
     run.close()
     assert facts["kd_source"] == "lessons"
+    assert facts["asking"]["num_turns"] >= 3 * 3  # probe and head: some batches of each part
     lessons = facts["lessons"]
     assert lessons["valid"] == pytest.approx(worth_of(told[:20], rows.labels[:20]))
     base = facts.get("probe") or facts["head"]
