@@ -47,6 +47,8 @@ _LOADING = {
     ),
 }
 
+_KD_SOURCES = {"probe": "kd of a linear probe", "lessons": "kd of a conversation's answers"}
+
 
 def model_card(
     run: Path, config: TrainConfig, student: nn.Module, example: Mapping[str, Tensor], kind: str
@@ -116,8 +118,8 @@ def _training(
     config: TrainConfig, facts: Mapping[str, Any], environment: Mapping[str, Any], student: nn.Module
 ) -> str:
     settings = config.losses.model_dump(exclude={"temperature", "kd_source"})
-    if config.losses.kd_source == "probe":
-        settings["kd of a linear probe"] = settings.pop("kd")
+    if config.losses.kd_source != "head":
+        settings[_KD_SOURCES[config.losses.kd_source]] = settings.pop("kd")
     weights = {name: value for name, value in settings.items() if value}
     teacher = facts["teacher"]
     packages = environment["packages"]
