@@ -148,8 +148,11 @@ def _train(tutor: Tutor, config: LessonsConfig, train: _Rows, valid: _Rows, acti
     labelled = are_labels(train.examples.labels).nonzero()[:, 0]
     num_steps = config.epochs * math.ceil(len(labelled) / config.batch_size)
     optimizer = torch.optim.AdamW(tutor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    num_scheduled = num_steps + 1
+    if num_scheduled * _WARMUP_SHARE == 1:
+        num_scheduled += 1  # OneCycleLR divides by the length of its first phase, here 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=num_steps + 1, pct_start=_WARMUP_SHARE
+        optimizer, config.lr, total_steps=num_scheduled, pct_start=_WARMUP_SHARE
     )
     best = _loss(valid.base, valid.examples.labels).item(), 0, copy.deepcopy(tutor.state_dict())
     for epoch in range(1, config.epochs + 1):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from student_client.study_config import StudyConfig, TaskSource
 
-__all__ = ["COORDINATES", "Cell", "cells_of", "digest_of", "needs_teacher"]
+__all__ = ["COORDINATES", "Cell", "cells_of", "digest_of"]
 
 COORDINATES = ("task", "labels", "student", "method", "seed")
 
@@ -103,11 +103,6 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def needs_teacher(config: TrainConfig) -> bool:
-    """Tells whether a run asks a teacher for anything."""
-    return config.needs_teacher
-
-
 def cells_of(study: StudyConfig, only: Mapping[str, Collection[str]] | None = None) -> list[Cell]:
     """Returns a study's cells, a seed after the other, so that a part of it compares all methods already.
 
@@ -150,7 +145,7 @@ def _cell(study: StudyConfig, task: str, labels: int | None, student: str, metho
     for changes in (source.changes, study.students[student], study.methods[method]):
         content = merged(content, changes)
     content = {name: value for name, value in content.items() if name != "against"}
-    says_unlabelled = "unlabelled" in content.get("data", {})
+    says_unlabelled = "unlabelled" in (content.get("data") or {})
     own = {"name": "cell", "output": ".", "seed": seed, "data": _SOURCES, "teacher": {"address": _ADDRESS}}
     try:
         config = TrainConfig.model_validate(merged(content, own))
@@ -158,7 +153,7 @@ def _cell(study: StudyConfig, task: str, labels: int | None, student: str, metho
         raise ValueError(f"task {task}, student {student}, method {method}: {problems(error)}") from None
     if config.data.stream:
         raise ValueError(f"task {task}: data.stream: got true, expected false in a study")
-    if not needs_teacher(config):
+    if not config.needs_teacher:
         config = config.model_copy(update={"teacher": None})
     return Cell(
         task=task,

@@ -127,8 +127,10 @@ class StudyConfig(_Config):
             _refuse_unknown("none", (self.none,), self.methods)
         for name, task in self.tasks.items():
             _refuse_unknown(f"tasks.{name}.teachers", tuple(task.teachers.values()), self.teachers)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: got {list(self.seeds)}, expected each once")
+        budgets = {f"tasks.{name}.labels": task.labels for name, task in self.tasks.items()}
+        for field, values in {"seeds": self.seeds, **budgets}.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}: got {list(values)}, expected each once")
         return self
 
     @classmethod

@@ -64,14 +64,15 @@ def sentences(study: StudyConfig, lines: Sequence[Line]) -> list[str]:
     found = summary(study, lines)
     said = [f"{len(lines)} cells: {found['tasks']} tasks, {found['seeds']} seeds."]
     if study.ours and study.baselines:
-        behind = found["worst_deficit_se"]
         said.append(
             f"{study.ours!r} is better than every baseline ({', '.join(study.baselines)}), with an interval "
-            f"that excludes zero, on {found['tasks_won']} of {found['tasks']} tasks. "
-            + (f"At worst it is {behind:.2f} standard errors" if behind > 0 else "It is never")
-            + " behind the best baseline of a task and its labels."
+            f"that excludes zero, on {found['tasks_won']} of {found['tasks']} tasks."
         )
-    if study.controls:
+    behind = found["worst_deficit_se"]
+    if behind is not None:
+        worst = f"At worst it is {behind:.2f} standard errors" if behind > 0 else "It is never"
+        said[-1] += f" {worst} behind the best baseline of a task and its labels."
+    if found["random_teacher_delta_se"] is not None:
         said.append(
             f"A student of a teacher that knows nothing is at most {found['random_teacher_delta_se']:.2f} "
             f"standard errors away from {study.none!r}."

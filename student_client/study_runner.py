@@ -136,7 +136,8 @@ class Study:
                 self.state.num_done += len(cells) - len(wanted)
                 self._run_cells(wanted, later, teacher, workers, on_change)
         except TeacherFailedError as error:
-            self.state.failures += [(cell, str(error)) for cell in cells]
+            for cell in cells:
+                self._settle(self._job(cell, None), Failed(str(error)))
 
     def _run_cells(
         self,
@@ -154,11 +155,15 @@ class Study:
             on_change(self.state)
             return teacher is None or teacher.is_alive()
 
-        jobs = [self._job(cell, teacher) for cell in cells]
+        jobs: dict[str, list[Job]] = {}
+        for cell in cells:
+            job = self._job(cell, teacher)
+            jobs.setdefault(job.key, []).append(job)
         try:
-            for job, outcome in workers.run(jobs, look):
-                del left[id(job.cell)]
-                self._settle(job, outcome)
+            for job, outcome in workers.run([alike[0] for alike in jobs.values()], look):
+                for each in jobs[job.key]:  # of other names: tasks may share tables, methods a config
+                    del left[id(each.cell)]
+                    self._settle(each, outcome)
         except BaseException:
             workers.stop()  # before the teacher is: they would wait for it to come back
             raise
@@ -167,7 +172,11 @@ class Study:
 
     def _settle(self, job: Job, outcome: dict[str, Any] | Failed) -> None:
         """Writes down what came of a cell."""
-        line = failure(job, outcome.error) if isinstance(outcome, Failed) else outcome
+        line = (
+            failure(job, outcome.error)
+            if isinstance(outcome, Failed)
+            else {**outcome, **job.cell.coordinates}
+        )
         self._results.add(line)
         if is_finished(line):
             self.state.num_done += 1

@@ -91,16 +91,16 @@ class Headline:
         seeds: how many there are.
         tasks_won: tasks where `ours` is better than every baseline, with an interval that excludes zero.
         worst_deficit_se: the most that `ours` is worse than the best baseline of a (task, labels, student),
-            in standard errors of that difference; 0 or less: it never is.
+            in standard errors of that difference; 0 or less: it never is. None: no cells say so.
         random_teacher_delta_se: the difference between the methods that learn from another teacher and
-            `none`, in standard errors, that of the task where it is largest.
+            `none`, in standard errors, that of the task where it is largest. None: no cells say so.
     """
 
     tasks: int
     seeds: int
     tasks_won: int
-    worst_deficit_se: float
-    random_teacher_delta_se: float
+    worst_deficit_se: float | None
+    random_teacher_delta_se: float | None
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -185,8 +185,8 @@ def headline(
         tasks=len(tasks),
         seeds=len(names_of(lines, "seed")),
         tasks_won=sum(_is_won(cells, ours, baselines) for cells in of_tasks) if ours else 0,
-        worst_deficit_se=_worst_deficit(lines, ours, baselines) if ours else 0.0,
-        random_teacher_delta_se=max((abs(each) for each in deltas if not math.isnan(each)), default=0.0),
+        worst_deficit_se=_worst_deficit(lines, ours, baselines) if ours else None,
+        random_teacher_delta_se=max((abs(each) for each in deltas if not math.isnan(each)), default=None),
     )
 
 
@@ -195,8 +195,8 @@ def _is_won(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> bool:
     return bool(others) and all(difference(paired(lines, ours, other)).is_better for other in others)
 
 
-def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float:
-    """Returns the largest deficit against the best baseline of a task, labels and student."""
+def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float | None:
+    """Returns the largest deficit against the best baseline of a task, labels and student; None of none."""
     deficits = []
     places = {tuple(line[name] for name in ("task", "labels", "student")) for line in lines}
     for task, labels, student in places:
@@ -209,7 +209,7 @@ def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -
         if means:
             best = max(means, key=lambda name: means[name])
             deficits.append(-_in_errors(paired(cells, ours, best)))
-    return max((each for each in deficits if not math.isnan(each)), default=0.0)
+    return max((each for each in deficits if not math.isnan(each)), default=None)
 
 
 def _in_errors(values: Sequence[float]) -> float:

@@ -100,12 +100,24 @@ class Workers(Generic[JobT, ResultT]):
     def _begin(self, waiting: deque[JobT]) -> None:
         """Hands jobs to workers that have none."""
         while waiting and len(self.running) < self._num_workers:
-            idle = next((worker for worker in self._workers if worker.job is None), None)
-            worker = idle or self._start()
+            worker = self._idle() or self._start()
             job = waiting.popleft()
             worker.job = job
             with contextlib.suppress(BrokenPipeError):  # it died since; the look at it tells
                 worker.connection.send(job)
+
+    def _idle(self) -> _Worker[JobT] | None:
+        """Returns a worker that has no job; those that died without one are dropped, and cost none."""
+        for worker in [worker for worker in self._workers if worker.job is None]:
+            if worker.process.is_alive():
+                return worker
+            self._drop(worker)
+        return None
+
+    def _drop(self, worker: _Worker[JobT]) -> None:
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
 
     def _take(self, worker: _Worker[JobT]) -> tuple[JobT, ResultT | Failed]:
         job, worker.job = worker.job, None
@@ -113,9 +125,7 @@ class Workers(Generic[JobT, ResultT]):
         try:
             result: ResultT | Failed = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            worker.process.join()
-            worker.connection.close()
-            self._workers.remove(worker)
+            self._drop(worker)
             result = Failed(f"its process died with exit code {worker.process.exitcode}")
         return job, result
 

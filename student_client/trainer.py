@@ -283,11 +283,9 @@ def _check_arguments(trainer: TalkingTrainer) -> None:
         raise ValueError(
             "talk.swap_probability: expected 0: the task's loss is Trainer's; `preceptor train` swaps"
         )
-    if trainer.talking_arguments.losses.kd_source != "head":
-        raise ValueError(
-            f"losses.kd_source: got {trainer.talking_arguments.losses.kd_source}, expected head: "
-            "`preceptor train` has the others"
-        )
+    source = trainer.talking_arguments.losses.kd_source
+    if source != "head":
+        raise ValueError(f"losses.kd_source: got {source}, expected head: `preceptor train` has the others")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a codec half may be left out by the losses
 

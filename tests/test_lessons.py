@@ -167,6 +167,13 @@ def test_an_answer_begins_as_the_one_that_is_there(
     assert tutor.head.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("epochs", [1, 9])
+def test_lessons_may_be_of_any_number_of_steps(labelled: Path, row_server: ToyServer, epochs: int) -> None:
+    run = _run(labelled, row_server, epochs=epochs, batch_size=32)  # a step an epoch
+    assert all_rows(run).told is not None
+    run.close()
+
+
 def test_messages_of_any_length_can_not_be_learned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lessons.codec.*\n.*message_len: got null, expected a number"):
         make_config(tmp_path / "table.csv", None, lessons={"codec": {"message_dim": 8}})

@@ -134,6 +134,16 @@ def test_a_cell_under_another_name_is_written_down_and_not_run(tmp_path: Path) -
         assert lines_of(renamed) == [*old, *({**line, "method": "alone"} for line in old)]
 
 
+def test_cells_that_differ_in_their_names_only_are_run_once(tmp_path: Path) -> None:
+    source = {"make": "tests.toy_study:parity", "labels": [10]}
+    config = study_of(tmp_path, tasks={"parity": source, "again": source}, methods={"none": {}}, seeds=[0])
+    assert run(config).num_done == 2
+    first, second = lines_of(config)
+    assert (first["task"], second["task"]) == ("parity", "again")
+    assert second == {**first, "task": "again"}
+    assert (config.folder / "data" / "made.txt").read_text() == "10 0\n"
+
+
 def test_a_cell_that_fails_or_kills_its_process_is_told_of_and_run_next_time(tmp_path: Path) -> None:
     methods = {
         "none": {},
@@ -172,6 +182,7 @@ def test_a_teacher_that_can_not_be_had_fails_its_cells_only(tmp_path: Path) -> N
     (failure,) = state.failures
     assert failure[0].method == "talking"
     assert "teachers.wise: no replica of" in failure[1]
+    assert [line["error"] for line in lines_of(config) if line["method"] == "talking"] == [failure[1]]
     broken = taught("", base=base, teachers={"wise": {"make": "tests.toy_study:nothing"}})
     config = study_of(tmp_path, **broken)
     ((_, error),) = run(config).failures

@@ -121,6 +121,8 @@ def test_only_some_cells_can_be_wanted(tmp_path: Path) -> None:
         ({"tasks": {"t": {"make": "nothing"}}}, r"tasks\.t\.make"),
         ({"tasks": {"t": {"make": "a:b", "labels": [0]}}}, r"tasks\.t\.labels"),
         ({"tasks": {"t": {"make": "a:b", "teachers": {"default": "x"}}}}, r"tasks\.t\.teachers: got \['x'\]"),
+        ({"tasks": {"t": {"make": "a:b", "labels": [9, None, 9]}}}, r"tasks\.t\.labels: got \[9, None, 9\]"),
+        ({"methods": {"bad": {"data": None}}}, r"method bad: data"),
         ({"methods": {"bad": {"losses": {"magic": 1}}}}, r"method bad: losses\.magic"),
         ({"methods": {"kd": {"losses": {"kd": 1}}}}, "expected 'default' too, which method 'kd'"),
         ({"tasks": {"t": {"make": "a:b", "set": {"data.stream": True}}}}, r"data\.stream: got true"),

@@ -112,6 +112,16 @@ def test_cells_that_are_not_there_yet_leave_gaps(study: StudyConfig, lines: list
     assert all(plot.svg for plot in plots(study, one))
 
 
+def test_what_no_pair_of_cells_says_is_not_claimed(study: StudyConfig, lines: list[dict[str, Any]]) -> None:
+    one = [line for line in lines if (line["seed"], line["labels"]) == (0, 10)]
+    found = summary(study, one)
+    assert (found["worst_deficit_se"], found["random_teacher_delta_se"]) == (None, None)
+    told = " ".join(sentences(study, one))
+    assert "on 0 of 1 tasks" in told
+    assert "never" not in told
+    assert "knows nothing" not in told
+
+
 def test_students_of_several_kinds_have_rows_of_their_own(
     study: StudyConfig, lines: list[dict[str, Any]]
 ) -> None:

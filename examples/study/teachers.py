@@ -7,6 +7,7 @@ the trained one has. Folders hold weights that come from data of others: they ar
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from examples.study import sources
 from examples.study.digits import SIZE
 from examples.study.models import DigitTeacher
 from examples.study.training import train_digit_teacher
-from student_client.whole_files import whole_file
+from student_client.whole_files import put_folder, whole_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,14 +58,17 @@ def minilm_random(folder: Path, *, seed: int = 0) -> Path:
 
     source = resolve_folder(_MINILM)
     model_folder = folder / f"minilm-random-{seed}"
-    if not (model_folder / "config.json").is_file():
-        model_folder.mkdir(parents=True, exist_ok=True)
-        for path in source.iterdir():
-            if path.is_file() and path.suffix in {".json", ".txt"} and path.name != "config.json":
-                shutil.copy(path, model_folder)
+    if not (model_folder / "model.safetensors").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
         randomise(model, seed)
-        model.save_pretrained(model_folder)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            aside = Path(name) / "model"
+            model.save_pretrained(aside)
+            for path in source.iterdir():
+                if path.is_file() and path.suffix in {".json", ".txt"} and path.name != "config.json":
+                    shutil.copy(path, aside)
+            put_folder(aside, model_folder)
     model_fields = {"family": "encoder", "path": model_folder.name}
     return _write_config(folder, "minilm-random", model_fields, split_layer=_MINILM_SPLIT_LAYER)
 
