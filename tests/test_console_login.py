@@ -76,3 +76,27 @@ def test_a_refusal_without_a_reason_is_told(
         page.goto(url)
         type_token(page, tokens["ads"])
         page.get_by_text("This token is refused.", exact=True).wait_for()
+
+
+@pytest.mark.parametrize(
+    "token", ["ads.\N{EURO SIGN}uro", "ads.s\N{CYRILLIC SMALL LETTER ES}cret", "ads. b", "ads.\x01"]
+)
+def test_what_can_be_no_token_is_refused_in_the_form(
+    token: str, browser: Browser, console: tuple[str, dict[str, str]]
+) -> None:
+    url, tokens = console
+    asked: list[str] = []
+    with page_of(browser, 1400, 900) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        field = page.get_by_label("Your team's token")
+        field.fill(token)
+        page.keyboard.press("Enter")
+        page.get_by_text("A token has letters, digits, points, - and _ only").wait_for()
+        assert field.get_attribute("aria-invalid") == "true"
+        assert page.evaluate("sessionStorage.length") == 0
+        assert not any("/api/status" in each for each in asked)
+        field.fill(tokens["ads"] + " ")
+        page.get_by_role("alert").wait_for(state="hidden")
+        page.keyboard.press("Enter")
+        page.get_by_text("Live", exact=True).wait_for()
