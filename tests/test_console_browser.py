@@ -27,7 +27,6 @@ from tests.toy_page import (
     launched,
     page_of,
     table,
-    type_token,
 )
 
 if TYPE_CHECKING:
@@ -211,19 +210,6 @@ def test_a_hidden_tab_asks_rarely_and_says_so(browser: Browser, service: Service
         assert len(asked) <= 1
         page.evaluate(f"window.isHidden = false; {turn}")
         page.get_by_text("Live", exact=True).wait_for()
-
-
-def test_a_wrong_token_is_told_and_the_right_one_leaves_no_trace(browser: Browser, service: Service) -> None:
-    with page_of(browser, 1400, 900, may_complain=True) as page:  # of the 401
-        page.goto(service.url)
-        page.get_by_label("Your team's token").fill("ads.wrong")
-        page.keyboard.press("Enter")
-        await_sees(page, "This token is not known, or not any more.")
-        type_token(page, service.tokens["ads"])
-        page.get_by_text("Live", exact=True).wait_for()
-        assert page.url == service.url
-        assert page.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0
-        assert service.tokens["ads"] not in page.content()
 
 
 def test_it_says_that_the_service_is_away_and_comes_back_by_itself(

@@ -108,16 +108,17 @@ export class Feed {
     this.asking = asking;
     const patience = window.setTimeout(() => asking.abort("patience"), PATIENCE_S * 1000);
     try {
-      if (await this.lacksToken(asking.signal)) return this.refused();
+      if (await this.lacksToken(asking.signal)) return this.refused("");
       const response = await fetch(`./api/status?history_s=${this.wantedS()}`, {
         headers: this.headers(),
         signal: asking.signal,
       });
       // An answer that breaks off is none: it would show a service where nothing is.
       const body: unknown = response.ok ? await response.json() : null;
+      const why = response.status === 401 ? await told(response) : "";
       if (this.asking !== asking) return;
       if (response.ok) this.heard(read(body));
-      else if (response.status === 401) this.refused();
+      else if (response.status === 401) this.refused(why);
       else this.failed(`it answered ${response.status}`);
     } catch {
       if (this.asking === asking && asking.signal.reason !== undefined && asking.signal.reason !== "patience") return;
@@ -155,8 +156,8 @@ export class Feed {
     this.later(document.hidden ? HIDDEN_PERIOD_S : PERIOD_S);
   }
 
-  private refused(): void {
-    const problem = this.view.hasToken ? "This token is not known, or not any more." : "";
+  private refused(why: string): void {
+    const problem = this.view.hasToken ? `This token is refused${why && `: ${why}`}.` : "";
     sessionStorage.removeItem(TOKEN);
     this.change({ ...NOTHING, phase: "login", problem });
   }
@@ -167,6 +168,13 @@ export class Feed {
     this.change({ phase: "away", problem, retryInS });
     this.later(retryInS);
   }
+}
+
+/** Why the service refuses a token, in its words; empty: it does not say, or something before it answered. */
+async function told(response: Response): Promise<string> {
+  const body: unknown = await response.json().catch(() => null);
+  const why = (body as { error?: unknown } | null)?.error;
+  return typeof why === "string" ? why.replace(/^authorization: /, "") : "";
 }
 
 function merged(history: Sample[], status: Status): Sample[] {

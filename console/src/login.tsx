@@ -5,8 +5,14 @@ interface Props {
   onToken: (token: string) => void;
 }
 
+// Others can't be sent in a header, or are lost on the way.
+const POSSIBLE = /^[A-Za-z0-9._-]+$/;
+const IMPOSSIBLE = "A token has letters, digits, points, - and _ only, and none of other alphabets.";
+
 export function Login({ problem, onToken }: Props) {
   const [token, setToken] = useState("");
+  const [isImpossible, setImpossible] = useState(false);
+  const shown = isImpossible ? IMPOSSIBLE : problem;
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => field.current?.focus(), []);
   return (
@@ -15,7 +21,8 @@ export function Login({ problem, onToken }: Props) {
         class="card"
         onSubmit={(event) => {
           event.preventDefault();
-          if (token.trim() !== "") onToken(token);
+          if (POSSIBLE.test(token.trim())) onToken(token);
+          else setImpossible(true);
         }}
       >
         <h1>Preceptor console</h1>
@@ -29,11 +36,14 @@ export function Login({ problem, onToken }: Props) {
           required
           value={token}
           aria-describedby="token-note"
-          aria-invalid={problem !== ""}
-          onInput={(event) => setToken(event.currentTarget.value)}
+          aria-invalid={shown !== ""}
+          onInput={(event) => {
+            setToken(event.currentTarget.value);
+            setImpossible(false);
+          }}
         />
         <p class="problem" role="alert">
-          {problem}
+          {shown}
         </p>
         <button type="submit">Show</button>
         <p id="token-note" class="hint">

@@ -35,6 +35,11 @@ _MAX_TURNS_PER_S = 50
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 _KIND_OF_ANSWER = {"reply": False, "observation": False, "gradients": True}  # whether it is to a Backward
+_KIND_OF_REASON = {
+    pb.REASON_CODEC_UNKNOWN: False,
+    pb.REASON_TURN_CONFLICT: False,
+    pb.REASON_TURN_UNKNOWN: True,
+}
 
 
 def parent_of(traceparent: str) -> SpanContext | None:
@@ -139,8 +144,13 @@ class _Asked:
     """A turn that is not answered yet, and whose part it is."""
 
     kind: str
+    number: int
     parent: SpanContext
     start_ns: int
+
+    @property
+    def is_backward(self) -> bool:
+        return self.kind == "backward"
 
 
 class ConversationSpans:
@@ -149,7 +159,7 @@ class ConversationSpans:
     def __init__(self, replica: ReplicaSpans, conversation_id: str) -> None:
         self._replica = replica
         self._conversation_id = conversation_id
-        self._asked: dict[tuple[int, bool], _Asked] = {}
+        self._asked: list[_Asked] = []  # the oldest first; a turn that is asked for again is there again
 
     def asked(self, frame: pb.ConverseRequest) -> None:
         """Learns of a frame before anything is made of it."""
@@ -157,28 +167,38 @@ class ConversationSpans:
         if kind in ("exchange", "observe", "backward") and frame.traceparent:
             parent = self._replica.parent_of(frame.traceparent)
             if parent is not None:
-                key = getattr(frame, kind).turn, kind == "backward"
-                self._asked[key] = _Asked(kind, parent, time.time_ns())
+                self._asked.append(_Asked(kind, getattr(frame, kind).turn, parent, time.time_ns()))
 
     def answered(self, answer: pb.ConverseResponse) -> None:
         """Adds the spans of a turn that an answer ends."""
         if not self._asked:
             return
-        kind = answer.WhichOneof("frame") or ""
-        if kind == "failed":
-            number = answer.failed.turn
-            is_backward = (number, False) not in self._asked
-        elif kind in _KIND_OF_ANSWER and not (kind == "gradients" and not answer.gradients.complete):
-            number, is_backward = getattr(answer, kind).turn, _KIND_OF_ANSWER[kind]
-        else:
-            return
-        turn = self._asked.pop((number, is_backward), None)
+        turn = self._ended(answer)
         if turn is not None:
+            self._asked.remove(turn)
             facts: dict[str, str | int] = {
-                "preceptor.turn": number,
+                "preceptor.turn": turn.number,
                 "preceptor.conversation": self._conversation_id,
             }
             self._replica.add_turn(turn, facts, answer)
+
+    def _ended(self, answer: pb.ConverseResponse) -> _Asked | None:
+        """Returns the oldest that an answer may be to; of conflicts the newest: older ones are served."""
+        kind = answer.WhichOneof("frame") or ""
+        is_conflict = False
+        if kind == "failed":
+            number, is_backward = answer.failed.turn, _KIND_OF_REASON.get(answer.failed.reason)
+            is_conflict = answer.failed.reason == pb.REASON_TURN_CONFLICT
+        elif kind in _KIND_OF_ANSWER and not (kind == "gradients" and not answer.gradients.complete):
+            number, is_backward = getattr(answer, kind).turn, _KIND_OF_ANSWER[kind]
+        else:
+            return None
+        found = (
+            each
+            for each in (reversed(self._asked) if is_conflict else self._asked)
+            if each.number == number and is_backward in (None, each.is_backward)
+        )
+        return next(found, None)
 
 
 def spans_of(config: ServiceConfig) -> ReplicaSpans | None:
