@@ -167,7 +167,7 @@ class Study:
 
     def _settle(self, job: Job, outcome: dict[str, Any] | Failed) -> None:
         """Writes down what came of a cell."""
-        line = failure(job, outcome.error) if isinstance(outcome, Failed) else outcome
+        line = failure(job, outcome.error, outcome.traceback) if isinstance(outcome, Failed) else outcome
         self._results.add(line)
         if is_finished(line):
             self.state.num_done += 1
