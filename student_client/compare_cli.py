@@ -56,7 +56,7 @@ def compare(
 
     Cells that are finished are not run again, so a study that was stopped goes on with the same command.
 
-    Example: preceptor compare examples/study/quick.yaml --only task=digits
+    Example: preceptor compare examples/study/quick.yaml --only task=digits-inverted
     """
     settings, study = _load(config, only or [], parallelism)
     if not report_only:

@@ -6,7 +6,8 @@ import html
 from typing import TYPE_CHECKING
 
 from student_client.study_plots import plots
-from student_client.study_table import as_html, as_markdown, grids, summary
+from student_client.study_statistics import paired, select
+from student_client.study_table import as_html, as_markdown, comparisons_of, grids, summary
 from student_client.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from student_client.study_config import StudyConfig
     from student_client.study_statistics import Line
+    from student_client.study_table import Comparison
 
 __all__ = ["REPORT_FILE", "TABLE_FILE", "sentences", "write_report"]
 
@@ -63,21 +65,29 @@ def sentences(study: StudyConfig, lines: Sequence[Line]) -> list[str]:
         return ["No cell is finished yet."]
     found = summary(study, lines)
     said = [f"{len(lines)} cells: {found['tasks']} tasks, {found['seeds']} seeds."]
-    if study.ours and study.baselines:
+    ours = [each for each in comparisons_of(study) if each.method == study.ours]
+    if ours and _has_errors(lines, ours, "task", "labels", "student"):
         said.append(
             f"{study.ours!r} is better than every baseline ({', '.join(study.baselines)}), with an interval "
             f"that excludes zero, on {found['tasks_won']} of {found['tasks']} tasks."
         )
-    behind = found["worst_deficit_se"]
-    if behind is not None:
-        worst = f"At worst it is {behind:.2f} standard errors" if behind > 0 else "It is never"
-        said[-1] += f" {worst} behind the best baseline of a task and its labels."
+        behind = found["worst_deficit_se"]
+        if behind is not None:
+            worst = f"At worst it is {behind:.2f} standard errors" if behind > 0 else "It is never"
+            said[-1] += f" {worst} behind the best baseline of a task and its labels."
     if found["random_teacher_delta_se"] is not None:
         said.append(
             f"A student of a teacher that knows nothing is at most {found['random_teacher_delta_se']:.2f} "
             f"standard errors away from {study.none!r}."
         )
     return said
+
+
+def _has_errors(lines: Sequence[Line], comparisons: Sequence[Comparison], *names: str) -> bool:
+    """Returns whether there are differences with a standard error; without, nothing can be said of them."""
+    places = {tuple(line[name] for name in names) for line in lines}
+    of_places = [select(lines, **dict(zip(names, place, strict=True))) for place in places]
+    return any(len(paired(cells, each.method, each.other)) > 1 for cells in of_places for each in comparisons)
 
 
 def _page(study: StudyConfig, lines: Sequence[Line]) -> str:

@@ -173,7 +173,7 @@ class Study:
     def _settle(self, job: Job, outcome: dict[str, Any] | Failed) -> None:
         """Writes down what came of a cell."""
         line = (
-            failure(job, outcome.error)
+            failure(job, outcome.error, outcome.traceback)
             if isinstance(outcome, Failed)
             else {**outcome, **job.cell.coordinates}
         )

@@ -81,9 +81,10 @@ def run_job(job: Job) -> dict[str, Any]:
     return line
 
 
-def failure(job: Job, error: str) -> dict[str, Any]:
-    """Returns the line of a cell that failed."""
-    return {**job.cell.coordinates, "key": job.key, "error": error, "finished_at": _now()}
+def failure(job: Job, error: str, traceback: str) -> dict[str, Any]:
+    """Returns the line of a cell that failed; `traceback` is for who wrote its task or its student."""
+    told = {"error": error, "traceback": traceback, "finished_at": _now()}
+    return {**job.cell.coordinates, "key": job.key, **told}
 
 
 def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:

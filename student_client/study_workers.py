@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -30,9 +31,10 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that came to nothing; `error` says why."""
+    """A job that came to nothing; `error` says why, `traceback` where, if it was an exception."""
 
     error: str
+    traceback: str = ""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
             try:
                 result = function(job)
             except Exception as error:  # noqa: BLE001 - told by the parent
-                result = Failed(f"{type(error).__name__}: {error}")
+                result = Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
             connection.send(result)
 
 

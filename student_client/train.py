@@ -167,11 +167,15 @@ def _tell_doing(folder: Path, told: str, on_progress: Callable[[dict[str, Any]],
 def check(config: TrainConfig, activity: Activity | None = None) -> None:
     """Builds the run on this machine, so that a mistake is told before anything is started.
 
+    Of lessons one is taken: the workers take them all.
+
     Raises:
         ValueError: the data or the student are not what the config says, or what it needs is not installed.
         TeacherError: the teacher does not say what it is.
     """
     config.tracking.check_installed()
+    one_lesson = config.lessons.model_copy(update={"epochs": min(config.lessons.epochs, 1)})
+    config = config.model_copy(update={"lessons": one_lesson})
     with torch.random.fork_rng():
         StudentRun(config, world_size=config.worker_range[1], activity=activity).close()
 

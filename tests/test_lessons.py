@@ -12,11 +12,13 @@ from student_client.batches import Examples
 from student_client.lessons import Tutor, take_lessons
 from student_client.lessons_config import LessonsConfig
 from student_client.probe import worth_of
+from student_client.train import check
 from tests.test_train_run import make_config
 from tests.toy_rows import all_rows, labelled, row_server, rows_run, unlabelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import _GeneratorContextManager
     from pathlib import Path
 
     from student_client import TeacherTalk
@@ -32,6 +34,18 @@ ADD = {
     "epochs": 10,
     "batch_size": 5,
 }
+
+
+class _Heard(Activity):
+    """Remembers all that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def now(self, text: str) -> _GeneratorContextManager[None]:
+        self.told.append(text)
+        return super().now(text)
 
 
 def _run(labelled: Path, server: ToyServer, unlabelled: Path | None = None, **lessons: Any) -> StudentRun:
@@ -63,6 +77,16 @@ def test_the_student_is_told_what_the_conversation_answers(
     assert lessons["valid"] >= base["valid"]
     assert lessons["costs"]["num_turns"] > 10 * 4  # steps have gradients, and all is asked about at the end
     assert lessons["costs"]["num_tokens"] > 0
+
+
+def test_looking_through_a_config_takes_one_lesson_only(labelled: Path, row_server: ToyServer) -> None:
+    run = _run(labelled, row_server)
+    run.close()
+    activity = _Heard()
+    check(run.config, activity)
+    assert [each for each in activity.told if each.startswith("lesson")] == [
+        "lesson 1 of 1, the best so far 0"
+    ]
 
 
 def test_lessons_that_help_nobody_leave_the_answer_as_it_was(labelled: Path, row_server: ToyServer) -> None:

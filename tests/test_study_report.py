@@ -7,6 +7,7 @@ import random
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from student_client.compare_cli import compare, progress_text
 from student_client.locks import folder_lock
 from student_client.records import append_line
 from student_client.study_cells import cells_of
+from student_client.study_config import StudyConfig
 from student_client.study_plots import plots
 from student_client.study_report import REPORT_FILE, TABLE_FILE, sentences, write_report
 from student_client.study_results import RESULTS_FILE, read_lines
@@ -26,12 +28,9 @@ from student_client.study_table import as_markdown, as_rich, grids, summary
 from tests.toy_study import line_of, study_of, write_study
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typer.testing import Result
 
-    from student_client.study_config import StudyConfig
-
+ROOT = Path(__file__).resolve().parents[1]
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "a $ method | <b>": {},
@@ -213,6 +212,15 @@ def test_a_summary_says_what_a_study_comes_to(study: StudyConfig, lines: list[di
     assert "teacher that knows nothing" in third
 
 
+def test_nothing_is_said_of_methods_that_have_no_pairs_yet(
+    study: StudyConfig, lines: list[dict[str, Any]]
+) -> None:
+    unheard = [line for line in lines if line["method"] not in ("talking", "fooled")]
+    assert sentences(study, unheard) == ["18 cells: 2 tasks, 3 seeds."]
+    one = [line for line in lines if line["seed"] == 0]
+    assert not any("behind" in sentence for sentence in sentences(study, one))
+
+
 def test_the_command_runs_a_study_and_writes_its_report(tmp_path: Path) -> None:
     path = write_study(tmp_path, baselines=["none"], seeds=[0, 1])
     result = invoke(path, "--only", "labels=10", "--parallelism", 2, "--json")
@@ -235,8 +243,11 @@ def test_the_command_runs_a_study_and_writes_its_report(tmp_path: Path) -> None:
 
 def test_failures_are_told_at_the_end(tmp_path: Path) -> None:
     methods = {"broken": {"student.factory": "tests.toy_student:BrokenStudent"}}
-    result = invoke(write_study(tmp_path, methods=methods, seeds=[0]), "--only", "labels=all")
+    path = write_study(tmp_path, methods=methods, seeds=[0])
+    result = invoke(path, "--only", "labels=all")
     assert result.exit_code == 1
+    (line,) = read_lines(StudyConfig.load(path).folder / RESULTS_FILE)
+    assert "toy_student.py" in line["traceback"]
     assert "failed: parity, all labels, student, broken, seed 0: RuntimeError: a defect" in result.stderr
     assert "No cell is finished yet." in result.stderr
 
@@ -257,6 +268,12 @@ def test_mistakes_are_told_before_anything_is_run(tmp_path: Path) -> None:
         assert result.exit_code == EXIT_USAGE
         assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_s_example_is_one() -> None:
+    words = str(compare.__doc__).split("Example: preceptor compare ")[1].split()
+    found = cells_of(StudyConfig.load(ROOT / words[0]), {"task": [words[2].removeprefix("task=")]})
+    assert found
 
 
 def test_a_study_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
