@@ -38,6 +38,8 @@ __all__ = [
     "tapped",
 ]
 
+_OF_LABELS = ("task", "grounded")  # means over labels; all others are over rows
+
 
 class DivergedError(ArithmeticError):
     """A loss is not finite: whatever is trained by it is lost."""
@@ -63,8 +65,12 @@ class Outcome:
     logits: Tensor
     num_tokens: int
 
-    def losses(self) -> dict[str, float]:
+    def losses(self, of_labels: float = 1.0, of_rows: float = 1.0) -> dict[str, float]:
         """Returns "loss", the weighted sum, and each loss by its name.
+
+        Args:
+            of_labels: the part of a batch's labels that this is of; its means over labels count for as much.
+            of_rows: the part of its rows, for the other means.
 
         Raises:
             DivergedError: one is not finite.
@@ -73,7 +79,11 @@ class Outcome:
         if not all(math.isfinite(value) for value in losses.values()):
             told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
             raise DivergedError(f"losses: got {told}, expected finite numbers; lower the learning rate")
-        return losses
+        if of_labels == of_rows == 1:
+            return losses
+        shares = {name: of_labels if name in _OF_LABELS else of_rows for name in self.parts}
+        whole = self.task_loss.item() * of_labels + self.talk_loss.item() * of_rows
+        return {"loss": whole, **{name: losses[name] * share for name, share in shares.items()}}
 
 
 class Objective(nn.Module):
@@ -142,8 +152,8 @@ class Objective(nn.Module):
     def _outcome(self, parts: dict[str, Tensor], logits: Tensor, labels: Tensor) -> Outcome:
         weights = self.config.losses.model_dump()
         weighted = {name: weights[name] * value for name, value in parts.items()}
-        of_labels = [value for name, value in weighted.items() if name in ("task", "grounded")]
-        of_rows = [value for name, value in weighted.items() if name not in ("task", "grounded")]
+        of_labels = [value for name, value in weighted.items() if name in _OF_LABELS]
+        of_rows = [value for name, value in weighted.items() if name not in _OF_LABELS]
         return Outcome(
             loss=torch.stack(list(weighted.values())).sum(),
             task_loss=torch.stack(of_labels).sum(),

@@ -150,13 +150,16 @@ class StudentRun:
             parts = batch.parts(self.config.accumulate)
             self._optimizer.zero_grad()
             sums: dict[str, float] = {}
+            num_labels = max(num_tokens(batch.labels), 1)
             for number, (part, following) in enumerate(itertools.pairwise([*parts, ahead])):
                 assert part is not None  # noqa: S101 - only the last one can be
                 is_last = number == len(parts) - 1
                 with contextlib.nullcontext() if is_last else self._without_averaging():
                     outcome = self._backward(part, following, total)
-                for name, value in outcome.losses().items():
-                    sums[name] = sums.get(name, 0.0) + value * len(part.labels) / len(batch.labels)
+                shares = outcome.num_tokens / num_labels, len(part.labels) / len(batch.labels)
+                losses = outcome.losses(*shares) if len(parts) > 1 else outcome.losses()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value
             if self.config.optimizer.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optimizer.max_grad_norm)
             self._optimizer.step()

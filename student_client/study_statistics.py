@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 NUM_RESAMPLES = 10_000
+MIN_PAIRS = 6  # of fewer an interval says nothing
 _CONFIDENCE = 0.95
 _SEED = 0
 _NO_ERROR = 1e-12  # that of differences that are all alike
@@ -73,8 +74,12 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; that of a single pair is none."""
-        return self.num_pairs > 1 and (self.low > 0 or self.high < 0)
+        """Whether the interval lies on one side of zero, of enough pairs to mean it.
+
+        That of a few lies between the least and the most of them, and n pairs are all on one side by chance
+        once in 2^(n - 1).
+        """
+        return self.num_pairs >= MIN_PAIRS and (self.low > 0 or self.high < 0)
 
     @property
     def is_better(self) -> bool:

@@ -133,6 +133,19 @@ def check_together(losses: LossWeights, talk: TalkConfig) -> None:
         ValueError: naming the fields.
     """
     of_models = losses.message > 0 and talk.message_target == "models"
+    of_replies = losses.interact > 0 or losses.grounded > 0
+    learns_of_replies = (
+        of_replies
+        or (losses.message > 0 and not of_models)
+        or talk.swap_probability > 0
+        or (losses.kd > 0 and losses.kd_source == "lessons")
+    )
+    if talk.control and not learns_of_replies:
+        raise ValueError(
+            f"talk.control: got {talk.control}, expected null: no loss is of a reply, so nothing would change"
+        )
+    if talk.gate and not of_replies:
+        raise ValueError("talk.gate: got true, expected false without losses.interact or losses.grounded")
     if talk.control == "no_teacher" and (of_models or losses.state):
         raise ValueError(
             "talk.control: got no_teacher with losses.message (of both models) or losses.state, expected "
