@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from preceptor.names import OTHERS, UNKNOWN
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
 from services.teacher.gate import Pass
-from services.teacher.signals import MAX_TENANTS, OTHERS, UNKNOWN
+from services.teacher.signals import MAX_TENANTS
 from services.teacher.status import StatusBoard
 
 OPERATOR = Pass("platform", "digest", operator=True)

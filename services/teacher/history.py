@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from preceptor.names import OTHERS
 from preceptor.v1 import status_pb2 as pb
-from services.teacher.signals import OTHERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
