@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from preceptor.names import UNKNOWN
 from preceptor.v1 import teacher_pb2 as teacher
 from student_client.status import advice_on, shares
 
@@ -155,7 +156,7 @@ def _numbers(table: Table, *columns: str) -> None:
 
 
 def _name(name: str) -> Text:
-    return Text(name or "-")  # as it is: a name is no markup
+    return Text(name or UNKNOWN)  # as it is: a name is no markup
 
 
 def _each(total: float, count: int) -> str:

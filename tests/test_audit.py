@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from preceptor.names import UNKNOWN, UNNAMED
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher import access
 from services.teacher.audit import RefusalsLog, audit, write_audit_to
 from tests.test_tenant_access import guarded
 from tests.test_tenant_file import file, invoke
 from tests.test_visits import written
-from tests.toy_frames import opening
+from tests.toy_frames import close, opening
 from tests.toy_server import RawStudent, ToyServer
 
 if TYPE_CHECKING:
@@ -35,6 +36,18 @@ def test_strangers_can_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> Non
         log.refused("", "peer", "no")
         log.refused("", "peer", "no")
     assert [line.get("left_out", 0) for line in written(caplog)] == [0, 0, 0, 7, 0]
+    assert {line["tenant"] for line in written(caplog)} == {UNKNOWN}
+
+
+def test_conversations_that_name_no_tenant_are_called_what_the_status_calls_them(
+    server: ToyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), RawStudent(server.address, []) as student:
+        student.send(opening(), close())
+        student.rest()
+        server.wait_until(lambda: not server.servicer._visits)
+    named = {line["event"]: line["tenant"] for line in written(caplog)}
+    assert named == {"opened": UNKNOWN, "closed": UNNAMED}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +75,7 @@ def test_a_team_that_is_refused_fills_its_own_lines_only(caplog: pytest.LogCaptu
         for tenant in ("", "a", "b", "c", "d") * 3:
             log.refused(tenant, "peer", "no")
         assert [line["tenant"] for line in written(caplog)] == [
-            "",
+            UNKNOWN,
             "a",
             "b",
             "c",

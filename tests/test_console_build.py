@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy import console as build
+from preceptor import names
 from services.teacher.config import ServiceConfig
 
 
@@ -30,6 +31,11 @@ def test_the_licenses_of_what_is_in_the_page_go_with_it() -> None:
     text = (build.BUILT / "LICENSES.txt").read_text()
     assert [line for line in text.splitlines() if line in {"preact", "uplot"}] == ["preact", "uplot"]
     assert text.count("Permission is hereby granted") == 2
+
+
+def test_the_page_has_the_services_names_for_those_that_are_no_tenants() -> None:
+    named = re.findall(r'const (\w+) = "(\(.*\))";', (build.SOURCES / "src" / "figures.ts").read_text())
+    assert dict(named) == {"OTHERS": names.OTHERS, "UNKNOWN": names.UNKNOWN}
 
 
 @pytest.mark.parametrize(

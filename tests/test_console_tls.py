@@ -47,6 +47,31 @@ def test_tls_is_the_services_and_its_certificate_is_renewed(tmp_path: Path, sour
         assert ask(port, "/api/status", context=trusting(other))[0] == 200
 
 
+def test_broken_certificates_are_told_once_a_change(
+    tmp_path: Path, source: ToySource, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path, "one")
+    tls = issued(authority)
+    key = tls.key.read_text()
+
+    def told_at_three_visits() -> int:
+        caplog.clear()
+        for _ in range(3):
+            assert ask(port, "/api/status", context=trusting(authority))[0] == 200
+        return sum("the console's certificates stay what they were" in text for text in caplog.messages)
+
+    with console_of(OPEN.model_copy(update={"tls": tls}), source) as port:
+        for broken in ("half", "another half"):
+            tls.key.write_text(broken)
+            assert told_at_three_visits() == 1
+        tls.key.unlink()
+        assert told_at_three_visits() == 1
+        tls.key.write_text(key)
+        assert told_at_three_visits() == 0
+        tls.key.unlink()
+        assert told_at_three_visits() == 1
+
+
 def test_connections_that_never_speak_tls_end(
     tmp_path: Path, source: ToySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

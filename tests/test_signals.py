@@ -9,12 +9,13 @@ import pytest
 
 from preceptor import wire
 from preceptor.codec import CodecSpec
+from preceptor.names import OTHERS, UNKNOWN, UNNAMED
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
 from services.teacher.config import CacheConfig
 from services.teacher.loading import build_engine
 from services.teacher.recent import Recent, RecentRefusals
-from services.teacher.signals import MAX_TENANTS, OTHERS, UNKNOWN, UNNAMED, Signals
+from services.teacher.signals import MAX_TENANTS, Signals
 from tests.toy_frames import (
     MESSAGE_DIM,
     MESSAGE_LEN,

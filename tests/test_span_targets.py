@@ -16,7 +16,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
 from benchmarks.teachers import free_port
-from preceptor.tracing import Tracing, check_target, check_tracing_installed, line_of, resolved_target
+from preceptor.span_file import line_of
+from preceptor.tracing import Tracing, check_target, check_tracing_installed, resolved_target
 from services.teacher.config import ServiceConfig, SignalsConfig
 from student_client.tracking import TrackingConfig
 from tests.toy_traces import spans_in

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from preceptor.names import OTHERS, UNKNOWN
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
 from services.teacher.gate import Pass
-from services.teacher.signals import MAX_TENANTS, OTHERS, UNKNOWN
+from services.teacher.signals import MAX_TENANTS
 from services.teacher.status import StatusBoard
 
 OPERATOR = Pass("platform", "digest", operator=True)
@@ -193,6 +194,25 @@ def test_a_clock_that_is_set_back_ends_no_history(service: Service) -> None:
     service.now_s += 2
     service.hear("h:1", a=3)
     assert service.history()[-1] == {"a": 1}
+
+
+def test_samples_stay_in_order_and_end_after_a_clock_that_is_set_back(service: Service) -> None:
+    def told() -> list[tuple[float, int]]:
+        samples = service.board.answer(None, 600).history
+        return [(each.time_s - service.now_s, each.tenants[0].num_turns) for each in samples]
+
+    for number in range(1, 4):
+        service.now_s += 2
+        service.hear("h:1", a=10**number)
+    service.now_s -= 3600
+    service.hear("h:1", a=1002)
+    assert told() == [(-6, 10), (-4, 90), (-2, 900), (0, 2)]
+    service.now_s += 2
+    service.hear("h:1", a=1005)
+    assert told() == [(-8, 10), (-6, 90), (-4, 900), (-2, 2), (0, 3)]
+    service.now_s += 595
+    service.hear("h:1", a=1009)
+    assert told() == [(-599, 900), (-597, 2), (-595, 3), (0, 4)]
 
 
 def test_a_tenant_sees_its_own_part_and_the_sums(service: Service) -> None:

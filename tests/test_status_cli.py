@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from preceptor.names import UNKNOWN
 from preceptor.v1 import status_pb2 as pb
 from preceptor.v1 import teacher_pb2 as teacher
 from preceptor.v1.teacher_pb2_grpc import TeacherServiceServicer, add_TeacherServiceServicer_to_server
@@ -193,8 +194,9 @@ def test_refusals_have_their_reason_and_what_to_do() -> None:
         status.refusals.add(
             time_s=50.0, tenant="[bold]x", reason=reason, message="reply[0]: got nan", count=7
         )
+        status.refusals.add(time_s=50.0, reason=reason, message="of a stranger")
     text = " ".join(_text(status, width=200).split())
-    assert all(word in text for word in ("1m 0s", "[bold]x", "7", "not finite", "reply[0]: got nan"))
+    assert all(word in text for word in ("1m 0s", "[bold]x", UNKNOWN, "7", "not finite", "reply[0]: got nan"))
     assert "clipped gradients" in text
     told = {advice_on(teacher.Reason.Value(name)) for name in teacher.Reason.keys()[1:]}
     assert advice_on(teacher.REASON_UNSPECIFIED) not in told  # each known reason has an advice of its own

@@ -10,6 +10,7 @@ const SAMPLE_S = 2;
 export const MAX_SERIES = 7;
 /** What has no line of its own, with what the service itself does not name; no team is called so. */
 export const OTHERS = "(others)";
+export const UNKNOWN = "(unknown)";
 
 export interface Recent {
   seconds: number;

@@ -1,6 +1,6 @@
 // What is going on, row by row.
 
-import { closed, open, paces } from "./figures";
+import { UNKNOWN, closed, open, paces } from "./figures";
 import type { View } from "./feed";
 import { ago, bytes, count, each, millis, percent, rate, span } from "./format";
 import { colourIndex } from "./palette";
@@ -11,7 +11,7 @@ import { type Column, Table } from "./table";
 const ID_LENGTH = 8;
 
 function Name({ name }: { name: string }) {
-  if (name === "") return <span class="nobody">nobody known</span>;
+  if (name === "" || name === UNKNOWN) return <span class="nobody">{UNKNOWN}</span>;
   return (
     <span class="tenant">
       <span class={`swatch tenant-${colourIndex(name)}`} aria-hidden="true" /> {name}

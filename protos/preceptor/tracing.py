@@ -7,25 +7,20 @@ asked for.
 
 from __future__ import annotations
 
-import errno
 import importlib.util
-import json
 import logging
-import os
 import re
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 
 from preceptor import __version__
+from preceptor.span_file import file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.trace.sampling import Sampler
@@ -34,9 +29,7 @@ __all__ = [
     "Tracing",
     "check_target",
     "check_tracing_installed",
-    "line_of",
     "resolved_target",
-    "resource_json",
 ]
 
 logger = logging.getLogger(__name__)
@@ -195,7 +188,7 @@ def _exporter(target: str, is_closing: Callable[[], bool]) -> SpanExporter:
     """Returns what sends batches to a target, and says once that it can't; at the end it then gives up."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: PLC0415 - optional
 
-    send = _collector(target.removeprefix(_SCHEME)) if target.startswith(_SCHEME) else _file(Path(target))
+    send = _collector(target.removeprefix(_SCHEME)) if target.startswith(_SCHEME) else file_of(Path(target))
 
     class Exporter(SpanExporter):
         _has_failed = False
@@ -228,68 +221,3 @@ def _collector(address: str) -> Callable[[Sequence[ReadableSpan]], str]:
         return "" if is_taken else "it does not answer, or does not take them"
 
     return send
-
-
-def _file(path: Path) -> Callable[[Sequence[ReadableSpan]], str]:
-    """Returns the same for a file; it is opened for each batch, so that it may be moved away."""
-    resource = ""
-
-    def send(spans: Sequence[ReadableSpan]) -> str:
-        nonlocal resource
-        resource = resource or resource_json(spans[0].resource)
-        lines = "".join(f"{line_of(span, resource)}\n" for span in spans)
-        try:
-            _append(path, lines.encode())
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
-
-    return send
-
-
-def _append(path: Path, content: bytes) -> None:
-    """Appends in one piece, since others may append to the file too; what a full disk cuts off is lost."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    try:
-        if os.write(file, content) < len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(file)
-
-
-def line_of(span: ReadableSpan, resource: str | None = None) -> str:
-    """Returns what `span.to_json(indent=None)` says, in a fifth of its time.
-
-    Args:
-        span: that has ended.
-        resource: its resource's part of the line, if it is known already; see `resource_json`.
-    """
-    context, parent = span.context, span.parent
-    parent_id = "null" if parent is None else f'"0x{parent.span_id:016x}"'
-    status = {"status_code": span.status.status_code.name}
-    if span.status.description:
-        status["description"] = span.status.description
-    return (
-        f'{{"name": {json.dumps(span.name)}, "context": {{"trace_id": "0x{context.trace_id:032x}", '
-        f'"span_id": "0x{context.span_id:016x}", "trace_state": "{context.trace_state!r}"}}, '
-        f'"kind": "{span.kind}", "parent_id": {parent_id}, '
-        f'"start_time": "{_iso(span.start_time or 0)}", "end_time": "{_iso(span.end_time or 0)}", '
-        f'"status": {json.dumps(status)}, "attributes": {json.dumps(dict(span.attributes or {}))}, '
-        f'"events": [], "links": [], "resource": {resource or resource_json(span.resource)}}}'
-    )
-
-
-def resource_json(resource: Resource) -> str:
-    """Returns the part of a line that is the same for all spans of a process."""
-    return json.dumps({"attributes": dict(resource.attributes), "schema_url": resource.schema_url})
-
-
-def _iso(time_ns: int) -> str:
-    """Returns nanoseconds of the epoch as a time in UTC."""
-    seconds, rest = divmod(time_ns, 1_000_000_000)
-    return f"{_iso_of_second(seconds)}.{rest // 1000:06d}Z"
-
-
-@lru_cache(maxsize=64)
-def _iso_of_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

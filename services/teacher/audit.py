@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
+from preceptor.names import UNKNOWN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -82,7 +84,7 @@ class RefusalsLog:
             return
         left_out = {"left_out": second.num_left_out} if second.num_left_out else {}
         second.num_lines, second.num_left_out = second.num_lines + 1, 0
-        audit("refused", tenant=tenant, peer=peer, why=why, **left_out)
+        audit("refused", tenant=tenant or UNKNOWN, peer=peer, why=why, **left_out)
 
     def _second_of(self, tenant: str, now_s: float) -> _Second:
         if not tenant:

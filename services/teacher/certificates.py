@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.teacher.tls_files import context_of, stamp_of
+from services.teacher.tls_files import WatchedFiles, context_of
 
 if TYPE_CHECKING:
     from services.teacher.config import TlsConfig
 
 __all__ = ["CertificateFiles", "add_port"]
 
-logger = logging.getLogger(__name__)
-
 
 class CertificateFiles:
-    """Reads a service's certificates.
+    """Reads a service's certificates; see `WatchedFiles`.
 
     Args:
         config: where they are.
@@ -28,36 +25,22 @@ class CertificateFiles:
     """
 
     def __init__(self, config: TlsConfig) -> None:
-        self._config = config
-        self._seen = stamp_of(self._config)
-        self.first = self._read()
+        self._files = WatchedFiles(config, _read, "the certificates")
+        self.first = self._files.newest
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the certificates if their files have changed; gRPC asks before each handshake.
+        """Returns the certificates if their files have changed; gRPC asks before each handshake."""
+        return self._files.newest if self._files.look() else None
 
-        Files that do not belong together, as while they are being replaced, are left alone until they do.
-        """
-        try:
-            stamp = stamp_of(self._config)
-            if stamp == self._seen:
-                return None
-            certificates = self._read()
-        except ValueError as error:
-            logger.warning("the certificates stay what they were: %s", error)
-            return None
-        self._seen = stamp
-        logger.info("the certificates were read anew")
-        return certificates
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        config = self._config
-        context_of(config)  # gRPC would take what does not belong together
-        try:
-            key, certificate = config.key.read_bytes(), config.certificate.read_bytes()
-            authority = None if config.client_ca is None else config.client_ca.read_bytes()
-        except OSError as error:
-            raise ValueError(f"tls: {error.filename} can't be read: {error.strerror}") from None
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
+def _read(config: TlsConfig) -> grpc.ServerCertificateConfiguration:
+    context_of(config)  # gRPC would take what does not belong together
+    try:
+        key, certificate = config.key.read_bytes(), config.certificate.read_bytes()
+        authority = None if config.client_ca is None else config.client_ca.read_bytes()
+    except OSError as error:
+        raise ValueError(f"tls: {error.filename} can't be read: {error.strerror}") from None
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority)
 
 
 def add_port(server: grpc.aio.Server, address: str, tls: TlsConfig | None) -> int:

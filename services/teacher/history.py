@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from preceptor.names import OTHERS
 from preceptor.v1 import status_pb2 as pb
-from services.teacher.signals import OTHERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -54,11 +54,15 @@ class History:
     def look(self, now_s: float, replicas: Sequence[pb.ReplicaStatus]) -> None:
         """Takes a sample if it is time for one, and drops old ones.
 
+        If the clock was set back, what was sampled moves with it, so that the last sample is a period ago.
+
         Args:
             now_s: seconds of the epoch.
             replicas: those that take conversations.
         """
-        if not 0 <= now_s - self._sampled_s < SAMPLE_PERIOD_S:
+        if now_s < self._sampled_s:
+            self._move(now_s - SAMPLE_PERIOD_S - self._sampled_s)
+        if now_s - self._sampled_s >= SAMPLE_PERIOD_S:
             self._samples.append(self._sample(now_s, replicas))
             self._growing, self._sampled_s = {}, now_s
         while self._samples and self._samples[0].time_s < now_s - HISTORY_S:
@@ -76,9 +80,12 @@ class History:
             _told(sample, names, with_rest=with_rest) for sample in self._samples if sample.time_s > then_s
         ]
 
+    def _move(self, by_s: float) -> None:
+        self._sampled_s += by_s
+        self._samples = deque(replace(sample, time_s=sample.time_s + by_s) for sample in self._samples)
+
     def _sample(self, now_s: float, replicas: Sequence[pb.ReplicaStatus]) -> _Sample:
         head = pb.StatusSample(
-            time_s=now_s,
             queued_tokens=sum(replica.queued_tokens for replica in replicas),
             busy_share=sum(replica.busy_share for replica in replicas) / max(len(replicas), 1),
             num_replicas=len(replicas),
@@ -92,6 +99,7 @@ class History:
 
 def _told(sample: _Sample, names: Collection[str], *, with_rest: bool) -> pb.StatusSample:
     told = pb.StatusSample.FromString(sample.head)
+    told.time_s = sample.time_s
     for name in sample.tenants.keys() & names:
         told.tenants.add().MergeFromString(sample.tenants[name])
     if with_rest and len(told.tenants) < len(sample.tenants):

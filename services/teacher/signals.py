@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from preceptor.names import OTHERS, UNKNOWN, UNNAMED
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.counts import Counts, PassSignals, TenantSignals
 from services.teacher.recent import Recent, RecentRefusals
@@ -25,17 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_TENANTS",
-    "OTHERS",
-    "UNKNOWN",
-    "UNNAMED",
     "ConversationSignals",
     "Signals",
 ]
-
-# Names that no tenant of a file of tenants can have.
-UNKNOWN = "(unknown)"  # who showed nothing that says who they are
-UNNAMED = "(unnamed)"  # conversations without a tenant's name, where no tokens are asked for
-OTHERS = "(others)"  # those who came when there were MAX_TENANTS
 
 MAX_TENANTS = 1000
 _MAX_CLOSED = 50

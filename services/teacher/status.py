@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import preceptor
+from preceptor.names import OTHERS, UNKNOWN
 from preceptor.v1 import status_pb2 as pb
 from services.teacher.history import HISTORY_S, SAMPLED, History
 from services.teacher.recent import RecentRefusals
-from services.teacher.signals import MAX_TENANTS, OTHERS, UNKNOWN
+from services.teacher.signals import MAX_TENANTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

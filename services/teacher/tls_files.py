@@ -7,19 +7,67 @@ from __future__ import annotations
 
 import logging
 import ssl
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.teacher.config import TlsConfig
 
-__all__ = ["RenewedContext", "Stamp", "context_of", "stamp_of"]
+__all__ = ["RenewedContext", "WatchedFiles", "context_of"]
 
 logger = logging.getLogger(__name__)
 
+ReadT = TypeVar("ReadT")
 Stamp = tuple[tuple[int, int, int], ...]
 
 
-def stamp_of(config: TlsConfig) -> Stamp:
+class WatchedFiles(Generic[ReadT]):
+    """What is made of a service's certificates, and made anew once their files have changed.
+
+    Files that do not belong together, as while they are being replaced, are left alone until they do. Each
+    connection has them looked at, so what is wrong is told once, and again when they have changed.
+
+    Args:
+        config: where they are.
+        read: makes it of them.
+        name: of the certificates, in the log.
+
+    Attributes:
+        newest: what was made of them.
+
+    Raises:
+        ValueError: they can't be read, or do not belong together.
+    """
+
+    def __init__(self, config: TlsConfig, read: Callable[[TlsConfig], ReadT], name: str) -> None:
+        self._config = config
+        self._read = read
+        self._name = name
+        self._seen = _stamp_of(config)
+        self._told: tuple[Stamp | None, str] | None = None
+        self.newest = read(config)
+
+    def look(self) -> bool:
+        """Whether `newest` is another one now."""
+        stamp = None
+        try:
+            stamp = _stamp_of(self._config)
+            if stamp == self._seen:
+                self._told = None
+                return False
+            self.newest = self._read(self._config)
+        except ValueError as error:
+            if self._told != (stamp, str(error)):
+                self._told = stamp, str(error)
+                logger.warning("%s stay what they were: %s", self._name, error)
+            return False
+        self._seen, self._told = stamp, None
+        logger.info("%s were read anew", self._name)
+        return True
+
+
+def _stamp_of(config: TlsConfig) -> Stamp:
     """Returns what changes when one of the files does.
 
     Raises:
@@ -54,9 +102,7 @@ def context_of(config: TlsConfig) -> ssl.SSLContext:
 
 
 class RenewedContext(ssl.SSLContext):
-    """A server's TLS on asyncio whose certificates are read anew when their files change.
-
-    Files that do not belong together, as while they are being replaced, are left alone until they do.
+    """A server's TLS on asyncio whose certificates are read anew when their files change; see `WatchedFiles`.
 
     Args:
         config: where the certificates are.
@@ -70,9 +116,7 @@ class RenewedContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, config: TlsConfig) -> None:
-        self._config = config
-        self._seen = stamp_of(config)
-        self._newest = context_of(config)
+        self._files = WatchedFiles(config, context_of, "the console's certificates")
 
     def wrap_bio(
         self,
@@ -83,17 +127,5 @@ class RenewedContext(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         """Begins a connection with the certificates as they are now; asyncio asks for each."""
-        self._look()
-        return self._newest.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-
-    def _look(self) -> None:
-        try:
-            stamp = stamp_of(self._config)
-            if stamp == self._seen:
-                return
-            self._newest = context_of(self._config)
-        except ValueError as error:
-            logger.warning("the console's certificates stay what they were: %s", error)
-            return
-        self._seen = stamp
-        logger.info("the console's certificates were read anew")
+        self._files.look()
+        return self._files.newest.wrap_bio(incoming, outgoing, server_side, server_hostname, session)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from preceptor.names import UNKNOWN
 from preceptor.v1 import teacher_pb2 as pb
 from services.teacher.audit import audit
 from services.teacher.errors import ProtocolError, failure_of
@@ -107,8 +108,9 @@ class Visit:
         audit("closed", **self._who(), **facts, turns=tally.turns, tokens=tally.tokens, bytes=tally.bytes)
 
     def _who(self) -> dict[str, str]:
-        conversation = self.conversation.conversation_id
-        return {"conversation": conversation, "tenant": self.conversation.tenant, "peer": self.peer}
+        conversation = self.conversation
+        tenant = conversation.signals.tenant or UNKNOWN
+        return {"conversation": conversation.conversation_id, "tenant": tenant, "peer": self.peer}
 
 
 def notice_of(end: End) -> pb.ConverseResponse:
