@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 NUM_RESAMPLES = 10_000
-MIN_PAIRS = 6  # of fewer an interval says nothing
+MIN_PAIRS = 5  # of fewer an interval says nothing
 _CONFIDENCE = 0.95
 _SEED = 0
 _NO_ERROR = 1e-12  # that of differences that are all alike

@@ -133,6 +133,11 @@ def check_together(losses: LossWeights, talk: TalkConfig) -> None:
         ValueError: naming the fields.
     """
     of_models = losses.message > 0 and talk.message_target == "models"
+    if talk.control == "no_teacher" and (of_models or losses.state):
+        raise ValueError(
+            "talk.control: got no_teacher with losses.message (of both models) or losses.state, expected "
+            "neither: they ask for the teacher's own messages"
+        )
     of_replies = losses.interact > 0 or losses.grounded > 0
     learns_of_replies = (
         of_replies
@@ -146,8 +151,3 @@ def check_together(losses: LossWeights, talk: TalkConfig) -> None:
         )
     if talk.gate and not of_replies:
         raise ValueError("talk.gate: got true, expected false without losses.interact or losses.grounded")
-    if talk.control == "no_teacher" and (of_models or losses.state):
-        raise ValueError(
-            "talk.control: got no_teacher with losses.message (of both models) or losses.state, expected "
-            "neither: they ask for the teacher's own messages"
-        )
