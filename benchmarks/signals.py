@@ -52,6 +52,8 @@ _HIDDEN_SIZE = 384
 _SPLIT_LAYER = 3
 _NUM_ROWS = 32
 _CONSOLE_PERIOD_S = 1.0
+_SETTLE_S = 1.2
+_MIN_ROUNDS = 2  # else there is no standard error
 _CONSOLE_HISTORY_S = 4  # it keeps what it was told before
 _EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.yaml"
 
@@ -88,7 +90,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="about what a round takes (default: 2)")
     parser.add_argument("--num-rounds", type=int, default=24, help="with and without (default: 24)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.num_rounds < _MIN_ROUNDS:
+        parser.error(f"--num-rounds: got {options.num_rounds}, expected at least {_MIN_ROUNDS}")
+    return options
 
 
 def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -123,6 +128,7 @@ async def _measure(
                 for switch in (trace, *switches):
                     switch(is_on)
                 rates[is_on].append((await run_round(tenants, size, num_pairs)).pairs_per_s)
+                await asyncio.sleep(_SETTLE_S)  # what was told leaves within a second: not in the next round
             print(
                 f"round {number + 1}: {rates[True][-1] / rates[False][-1]:.3f}", file=sys.stderr, flush=True
             )

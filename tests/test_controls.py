@@ -173,3 +173,11 @@ def test_what_only_a_teacher_can_say_is_refused_without_one(labelled: Path, loss
         make_config(labelled, "127.0.0.1:1", losses=losses, talk={"control": "no_teacher"})
     of_turn = TalkConfig(control="no_teacher", message_target="turn")
     check_together(LossWeights(message=1.0), of_turn)
+
+
+@pytest.mark.parametrize("losses", [{"kd": 1.0}, {"hint": 1.0}, {"message": 1.0, "state": 1.0}])
+def test_a_control_of_replies_that_nobody_hears_is_refused(tmp_path: Path, losses: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"talk\.control: got shuffled, expected null"):
+        make_config(tmp_path / "table.csv", "127.0.0.1:1", losses=losses, talk={"control": "shuffled"})
+    with pytest.raises(ValueError, match=r"talk\.gate: got true, expected false"):
+        make_config(tmp_path / "table.csv", "127.0.0.1:1", losses=losses, talk={"gate": True})

@@ -129,6 +129,16 @@ def test_parts_and_workers_weigh_labels_not_rows(labelled: Path, unlabelled: Pat
         torch.testing.assert_close((first + second) / 2, expected)
 
 
+def test_losses_of_parts_are_told_as_those_of_the_batch(labelled: Path, unlabelled: Path) -> None:
+    told = []
+    for accumulate in (1, 5, 8):
+        run = rows_run(labelled, unlabelled, batch_size=32, accumulate=accumulate)
+        told.append(next(iter(run.train_epoch())))
+    assert told[0]["task"] == pytest.approx(told[0]["loss"])
+    for parts in told[1:]:
+        assert parts == pytest.approx(told[0], rel=1e-5)
+
+
 def test_rows_without_labels_are_distilled_and_talked_about(
     labelled: Path, unlabelled: Path, row_server: ToyServer
 ) -> None:
