@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch import Tensor
 from student_client.preparation import IGNORED, SEQUENCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from student_client.frames import TeacherInputs
 
-__all__ = ["Batch", "ExampleSource", "Examples", "are_labels", "share_of", "split_rows"]
+__all__ = ["Batch", "ExampleSource", "Examples", "are_labels", "drawn_ahead", "share_of", "split_rows"]
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,15 @@ class Examples:
 def share_of(rows: Tensor, rank: int, world_size: int) -> Tensor:
     """Returns a worker's share of a batch's rows, see `ExampleSource.shuffled`."""
     return rows[rank % len(rows) :: world_size]
+
+
+def drawn_ahead(items: Iterable[ItemT]) -> Iterator[ItemT]:
+    """Yields items, each once the next one was drawn: a teacher is asked while its last answer is awaited."""
+    waiting: list[ItemT] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def split_rows(rows: Tensor, size: int) -> Iterator[Tensor]:

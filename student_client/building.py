@@ -30,7 +30,7 @@ def build(
         activity: is told of what takes a while.
 
     Returns:
-        The student with its conversation; the examples, told what a probe says if it is distilled from; what
+        The student with its conversation; the examples, told what is distilled if that is known; what
         the run's result says of distillation.
 
     Raises:

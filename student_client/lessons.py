@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_client.batches import Examples, are_labels, split_rows
+from student_client.batches import Examples, are_labels, drawn_ahead, split_rows
 from student_client.connecting import open_talk
 from student_client.costs import cost_facts
-from student_client.probe import worth_of
+from student_client.probe import loss_of, worth_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -154,40 +154,27 @@ def _train(tutor: Tutor, config: LessonsConfig, train: _Rows, valid: _Rows, acti
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=num_scheduled, pct_start=_WARMUP_SHARE
     )
-    best = _loss(valid.base, valid.examples.labels).item(), 0, copy.deepcopy(tutor.state_dict())
+    best = loss_of(valid.base, valid.examples.labels).item(), 0, copy.deepcopy(tutor.state_dict())
     for epoch in range(1, config.epochs + 1):
         with activity.now(f"lesson {epoch} of {config.epochs}, the best so far {best[1]}"):
             order = labelled[torch.randperm(len(labelled))]
             for inputs, base, labels in train.batches(order, config.batch_size):
                 optimizer.zero_grad()
                 outputs = tutor.answer(tutor.start(inputs, len(labels)), base)
-                torch.autograd.backward(_loss(outputs, labels))
+                torch.autograd.backward(loss_of(outputs, labels))
                 nn.utils.clip_grad_norm_(tutor.parameters(), config.max_grad_norm)
                 optimizer.step()
                 schedule.step()
-            loss = _loss(_answers(tutor, valid, config.batch_size), valid.examples.labels).item()
+            loss = loss_of(_answers(tutor, valid, config.batch_size), valid.examples.labels).item()
         if loss < best[0]:
             best = loss, epoch, copy.deepcopy(tutor.state_dict())
     tutor.load_state_dict(best[2])
     return best[1]
 
 
-def _loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    if labels.is_floating_point():
-        return functional.mse_loss(outputs[:, 0], labels)
-    return functional.cross_entropy(outputs, labels)
-
-
 @torch.no_grad()
 def _answers(tutor: Tutor, rows: _Rows, batch_size: int) -> Tensor:
     """Returns the answers for all rows, [N, C]; a batch is asked about while one is awaited."""
-    answers: list[Tensor] = []
-    waiting: tuple[PendingTalk, Tensor] | None = None
-    for inputs, base, _ in rows.batches(torch.arange(len(rows.base)), batch_size):
-        asked = tutor.start(inputs, len(base)), base
-        if waiting is not None:
-            answers.append(tutor.answer(*waiting))
-        waiting = asked
-    assert waiting is not None  # noqa: S101 - splits are never empty
-    answers.append(tutor.answer(*waiting))
-    return torch.cat(answers)
+    batches = rows.batches(torch.arange(len(rows.base)), batch_size)
+    asked = ((tutor.start(inputs, len(base)), base) for inputs, base, _ in batches)
+    return torch.cat([tutor.answer(*each) for each in drawn_ahead(asked)])

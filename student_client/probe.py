@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Probe", "fit_probe", "worth_of"]
+__all__ = ["Probe", "fit_probe", "loss_of", "worth_of"]
 
 _L2_GRID = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # from the most held back, each begins where the last ended
 _MAX_ITERATIONS = 200
@@ -49,6 +49,13 @@ def worth_of(outputs: Tensor, labels: Tensor) -> float:
     if labels.is_floating_point():
         return (outputs[:, 0] - labels).square().mean().sqrt().item()
     return (outputs.argmax(-1) == labels).float().mean().item()
+
+
+def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Returns the mean cross entropy of outputs [N, C], or their mean squared error for numbers."""
+    if labels.is_floating_point():
+        return functional.mse_loss(outputs[:, 0], labels)
+    return functional.cross_entropy(outputs, labels)
 
 
 def fit_probe(

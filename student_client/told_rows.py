@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
-from student_client.batches import Examples, are_labels
+from student_client.batches import Examples, are_labels, drawn_ahead
 from student_client.costs import cost_facts
 from student_client.lessons import take_lessons
-from student_client.probe import fit_probe, worth_of
+from student_client.probe import fit_probe, loss_of, worth_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def told_rows(
     outputs, facts = _probed(config, splits, talking.talk, activity)
     if source == "lessons":
         own = _own_outputs(config, splits, talking.talk, activity)
-        if own is not None and _loss(own[1], parts[1].labels) < _loss(outputs[1], parts[1].labels):
+        if own is not None and loss_of(own[1], parts[1].labels) < loss_of(outputs[1], parts[1].labels):
             outputs, facts = own, {"head": _worth(own, parts)}
     if not talking.asks:
         facts["asking"] = cost_facts(talking.talk.conversation)  # else they are part of the run's own
@@ -112,22 +112,9 @@ def _worth(outputs: list[Tensor], parts: list[Examples]) -> dict[str, float]:
     }
 
 
-def _loss(outputs: Tensor, labels: Tensor) -> float:
-    if labels.is_floating_point():
-        return torch.nn.functional.mse_loss(outputs[:, 0], labels).item()
-    return torch.nn.functional.cross_entropy(outputs, labels).item()
-
-
 def _seen(talk: TeacherTalk, examples: Examples, kind: ObservationKind, batch_size: int) -> Tensor:
     """Returns what the teacher says of all rows, [N, ...]; a batch is asked for while one is awaited."""
-    seen: list[Tensor] = []
     with torch.no_grad():
-        waiting = None
-        for batch in examples.batches(batch_size):
-            asked = talk.start_observe(batch.teacher, [kind])
-            if waiting is not None:
-                seen.append(waiting.result()[kind.value])
-            waiting = asked
-        assert waiting is not None  # noqa: S101 - splits are never empty
-        seen.append(waiting.result()[kind.value])
+        asked = (talk.start_observe(batch.teacher, [kind]) for batch in examples.batches(batch_size))
+        seen = [each.result()[kind.value] for each in drawn_ahead(asked)]
     return torch.cat(seen).float().cpu()

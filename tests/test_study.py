@@ -13,37 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-import torch
 
-from services.teacher.families import load_teacher
 from student_client.locks import FolderLockedError, folder_lock
 from student_client.study_cells import cells_of
 from student_client.study_config import TaskSource
 from student_client.study_results import RESULTS_FILE, StudyResults, TeacherFacts, read_lines
 from student_client.study_runner import Study, time_left_s
 from student_client.study_worker import Job, run_job
-from tests.toy_server import ToyServer
-from tests.toy_student import row_config
+from tests.test_train_run import row_server
 from tests.toy_study import line_of, study_of, write_study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from student_client.study_config import StudyConfig
     from student_client.study_runner import StudyState
+    from tests.toy_server import ToyServer
+
+__all__ = ["row_server"]
 
 PATIENCE_S = 60.0
 FORGETFUL = "tests.toy_study:forgetful"
 COMPARE = "import typer; from student_client.compare_cli import compare; typer.run(compare)"
-
-
-@pytest.fixture(scope="module")
-def row_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer]:
-    config = row_config(tmp_path_factory.mktemp("rows"))
-    server = ToyServer(load_teacher(config, torch.device("cpu"), torch.float32), config)
-    server.start()
-    yield server
-    server.close()
 
 
 def taught(address: str, **changes: Any) -> dict[str, Any]:
