@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from examples.study import sources, tasks
 from examples.study.digits import Digits, in_domain, load_digits
+from examples.study.many_domains import HELD_OUT_RADIANS, draw_angles, in_some_domain, partly_inverted
 from examples.study.models import DigitStudent, DigitTeacher
+from examples.study.training import train_digit_teacher
 from student_client.config import TrainConfig
 from student_client.run import StudentRun
 
@@ -35,9 +38,43 @@ def test_an_unknown_domain_is_refused() -> None:
         in_domain(IMAGES, "mirrored")  # type: ignore[arg-type]
 
 
+def test_the_teachers_images_are_turned_every_way_but_the_students() -> None:
+    degrees = torch.rad2deg(draw_angles(10_000)) % 360
+    first, last = (math.degrees(each) for each in HELD_OUT_RADIANS)
+    assert first < 90 < last
+    assert not ((degrees > first + 0.01) & (degrees < last - 0.01)).any()
+    seen = torch.histc(degrees, bins=36, min=0, max=360) > 0
+    assert int(seen.sum()) == 32  # of 36 tens of degrees four are held out, and two in half
+
+
+def test_the_teachers_images_are_never_inverted_as_a_whole() -> None:
+    inverted = partly_inverted(torch.zeros(10_000, 8, 8)).mean((1, 2))
+    assert float(inverted.max()) < 0.9
+    assert float((inverted > 0).float().mean()) > 0.4
+
+
+def test_images_in_some_domain_are_all_different() -> None:
+    images = in_some_domain(IMAGES[:1].expand(100, -1, -1))
+    assert images.shape == (100, 8, 8)
+    assert len(torch.unique(images.flatten(1), dim=0)) == 100
+
+
+@needs_digits
+def test_a_seed_makes_the_same_teacher_and_leaves_other_draws_alone() -> None:
+    torch.manual_seed(5)
+    first = train_digit_teacher(3, num_epochs=2).state_dict()
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    again = train_digit_teacher(3, num_epochs=2).state_dict()
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    other = train_digit_teacher(4, num_epochs=2).state_dict()
+    assert not torch.equal(other["head.weight"], first["head.weight"])
+
+
 def test_the_teacher_does_not_attend_to_masked_positions() -> None:
     block = DigitTeacher().eval().get_submodule("blocks.0")
-    states = torch.randn(2, 6, 64)
+    states = torch.randn(2, 6, 96)
     mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
     changed = states.clone()
     changed[:, 4:] += 1
@@ -57,10 +94,10 @@ def test_the_student_is_a_small_part_of_the_teacher() -> None:
 @needs_digits
 def test_no_image_is_in_two_parts() -> None:
     split = load_digits()
-    parts: list[Digits] = [split.teacher_train, split.teacher_valid, split.train, split.test]
+    parts: list[Digits] = [split.teacher, split.train, split.test]
     numbers = torch.cat([part.number for part in parts])
     assert len(set(numbers.tolist())) == len(numbers) == 1797
-    assert [len(part) for part in parts] == [600, 100, 700, 397]
+    assert [len(part) for part in parts] == [700, 700, 397]
 
 
 def _config(folder: Path, **fields: Any) -> TrainConfig:

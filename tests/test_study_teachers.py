@@ -7,17 +7,20 @@ import torch
 from safetensors.torch import load_file
 
 from examples.study import sources, teachers
-from examples.study.digits import load_digits
+from examples.study.digits import in_domain, load_digits
 from examples.study.models import DigitTeacher
+from examples.study.training import as_pixel_values
 from services.teacher.config import ServiceConfig
 from services.teacher.loading import load_frozen
+from student_client.probe import fit_probe
 from tests.test_study_digits import needs_digits
 from tests.toy_study_data import MOVIES, NUM_USERS, write_latest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.teacher.families.base import Teacher
+    from examples.study.digits import Digits, Domain
+    from services.teacher.families.base import States, Teacher
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +109,33 @@ def test_a_random_minilm_is_served_with_the_originals_tokenizer(tmp_path: Path) 
 
 
 @needs_digits
-def test_the_digits_teacher_tells_upright_digits_that_it_never_saw(tmp_path: Path) -> None:
-    path = teachers.digits_teacher(tmp_path)
-    teacher = _served(path)
-    test = load_digits().test
-    inputs = teacher.prepare([], {"pixel_values": test.pixels[:, None].repeat(1, 3, 1, 1)})
-    states = teacher.lower(inputs, 2)
-    assert states.hidden_states.shape[1] > 1  # a message has positions to stand beside
-    told = teacher.head(teacher.upper(states, 2)).argmax(-1)
-    assert float((told == test.label).float().mean()) >= 0.97
+def test_the_digits_teacher_is_a_foundation_for_domains_that_it_never_saw(tmp_path: Path) -> None:
+    teacher = _served(teachers.digits_teacher(tmp_path))
     random = _served(teachers.digits_random(tmp_path))
-    told = random.head(random.upper(random.lower(inputs, 2), 2)).argmax(-1)
-    assert float((told == test.label).float().mean()) < 0.4
+    test = load_digits().test
+    assert _upper(teacher, test.pixels).hidden_states.shape[1] > 1  # a message has positions to stand beside
+    assert _told(teacher, test) >= 0.97
+    assert _told(random, test) < 0.4
+    for domain in ("rotated", "inverted"):
+        assert _probed(teacher, domain) > max(0.83, _probed(random, domain) + 0.05)
+
+
+def _upper(teacher: Teacher, pixels: torch.Tensor) -> States:
+    inputs = teacher.prepare([], {"pixel_values": as_pixel_values(pixels)})
+    return teacher.upper(teacher.lower(inputs, 2), 2)
+
+
+def _told(teacher: Teacher, digits: Digits) -> float:
+    told = teacher.head(_upper(teacher, digits.pixels)).argmax(-1)
+    return float((told == digits.label).float().mean())
+
+
+def _probed(teacher: Teacher, domain: Domain) -> float:
+    """Returns the test accuracy of a probe of 50 labels, with 50 others to choose by."""
+    split = load_digits()
+    rows = split.train.select(torch.arange(100))
+    states, unseen = (
+        teacher.pool(_upper(teacher, in_domain(part.pixels, domain))) for part in (rows, split.test)
+    )
+    probe = fit_probe(states[:50], rows.label[:50], states[50:], rows.label[50:], 10)
+    return probe.worth(unseen, split.test.label)

@@ -25,7 +25,7 @@ Domain = Literal["upright", "rotated", "inverted"]
 NUM_CLASSES = 10
 SIZE = 8  # height and width
 _MAX_VALUE = 16  # of the data set's pixels
-_NUM_TEACHER_TRAIN, _NUM_TEACHER_VALID, _NUM_TEST = 600, 100, 397
+_NUM_TEACHER, _NUM_TEST = 700, 397
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,15 @@ class Digits:
 
 @dataclass(frozen=True)
 class DigitSplit:
-    """The teacher's images, to learn and to choose by, and the students', to learn and to be tested on."""
+    """The teacher's images, and the students', to learn and to be tested on."""
 
-    teacher_train: Digits
-    teacher_valid: Digits
+    teacher: Digits
     train: Digits
     test: Digits
 
 
 def load_digits() -> DigitSplit:
-    """Loads the digits and splits them, always alike: 600 and 100 for the teacher, 700 and 397 for students.
+    """Loads the digits and splits them, always alike: 700 for the teacher, 700 and 397 for students.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -77,7 +76,7 @@ def load_digits() -> DigitSplit:
         torch.from_numpy(found.target).long(),
     )
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    ends = [_NUM_TEACHER_TRAIN, _NUM_TEACHER_TRAIN + _NUM_TEACHER_VALID, len(digits) - _NUM_TEST]
+    ends = [_NUM_TEACHER, len(digits) - _NUM_TEST]
     return DigitSplit(*(digits.select(rows) for rows in order.tensor_split(ends)))
 
 

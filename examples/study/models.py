@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DigitStudent", "DigitTeacher"]
 
+_NUM_CHANNELS = 32  # of what is seen before it is cut into patches
 _POSITION_STD = 0.5  # as large as what is seen there: a mean over positions is all that tells them apart
 
 
@@ -30,9 +31,11 @@ class PatchEmbedding(nn.Module):
     def __init__(self, size: int, patch_size: int, hidden_size: int) -> None:
         super().__init__()
         self.patches = nn.Sequential(
-            nn.Conv2d(1, hidden_size // 2, kernel_size=3, padding=1),
+            nn.Conv2d(1, _NUM_CHANNELS, kernel_size=3, padding=1),
             nn.GELU(),
-            nn.Conv2d(hidden_size // 2, hidden_size, patch_size, stride=patch_size),
+            nn.Conv2d(_NUM_CHANNELS, _NUM_CHANNELS, kernel_size=3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(_NUM_CHANNELS, hidden_size, patch_size, stride=patch_size),
         )
         self.position = nn.Parameter(torch.randn((size // patch_size) ** 2, hidden_size) * _POSITION_STD)
 
@@ -86,10 +89,10 @@ class DigitTeacher(nn.Module):
         *,
         size: int = 8,
         patch_size: int = 4,
-        hidden_size: int = 64,
+        hidden_size: int = 96,
         num_layers: int = 4,
         num_heads: int = 4,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         num_classes: int = 10,
     ) -> None:
         super().__init__()
@@ -102,9 +105,13 @@ class DigitTeacher(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Returns logits, [B, num_classes], of images [B, 3, size, size], float32, 0 to 1."""
-        states = self.norm(_run(self.embed(pixel_values), self.blocks))
-        logits: Tensor = self.head(states.mean(1))
+        logits: Tensor = self.head(self.pooled(pixel_values))
         return logits
+
+    def pooled(self, pixel_values: Tensor) -> Tensor:
+        """Returns the mean over positions of the normed upper states, [B, D], which a probe reads."""
+        states: Tensor = self.norm(_run(self.embed(pixel_values), self.blocks))
+        return states.mean(1)
 
 
 class PixelEmbedding(nn.Module):
