@@ -140,6 +140,9 @@ def _tutor(config: TrainConfig, num_outputs: int) -> Tutor:
     )
     tenant = config.teacher.tenant or config.name
     talk = open_talk(config.teacher, settings, student_dim=lessons.codec.message_dim, tenant=tenant)
+    positions = talk.teacher_codec.decoder.position
+    assert positions is not None  # noqa: S101 - the config asks for a length
+    nn.init.normal_(positions, std=lessons.position_std)
     return Tutor(talk, num_outputs, lessons.num_rounds)
 
 

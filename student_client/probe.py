@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Probe", "fit_probe", "loss_of", "worth_of"]
+__all__ = ["Probe", "fit_held_out", "fit_probe", "loss_of", "worth_of"]
 
 _L2_GRID = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # from the most held back, each begins where the last ended
 _MAX_ITERATIONS = 200
+_NUM_PARTS = 5
 _OUTPUTS_OF_REGRESSION = 1
 
 
@@ -77,22 +78,38 @@ def fit_probe(
     is_regression = labels.is_floating_point()
     weight = states.new_zeros(_OUTPUTS_OF_REGRESSION if is_regression else num_classes, states.shape[1])
     bias = states.new_zeros(len(weight))
-    found: list[tuple[tuple[float, float], Probe]] = []
+    found: list[tuple[float, Probe]] = []
     for l2 in _L2_GRID:
         if is_regression:
             weight, bias = _ridge(scaled, labels, l2)
         else:
             weight, bias = _logistic(scaled, labels, l2, weight, bias)
         probe = Probe(weight / scale, bias - weight @ (mean / scale), l2)
-        found.append((_score(probe, valid_states, valid_labels), probe))
-    return max(found, key=lambda each: each[0])[1]
+        found.append((loss_of(probe(valid_states), valid_labels).item(), probe))
+    return min(found, key=lambda each: each[0])[1]
 
 
-def _score(probe: Probe, states: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Returns how good a probe is, more being better, and what decides between equals."""
-    if labels.is_floating_point():
-        return -probe.worth(states, labels), 0.0
-    return probe.worth(states, labels), -functional.cross_entropy(probe(states), labels).item()
+def fit_held_out(
+    states: Tensor, labels: Tensor, valid_states: Tensor, valid_labels: Tensor, num_classes: int
+) -> Tensor:
+    """Returns what probes say of rows that they were not fitted to, [N, C]: each has a part left out.
+
+    What a probe says of its own rows is nearly their labels, and not what it gets wrong of others.
+
+    Args:
+        states: pooled, [N, D], of two rows at least.
+        labels: [N], int64 classes or float32 numbers.
+        valid_states: of other rows.
+        valid_labels: of those.
+        num_classes: C; of no matter for numbers.
+    """
+    outputs: list[Tensor] = []
+    parts = torch.randperm(len(labels)).tensor_split(min(_NUM_PARTS, len(labels)))
+    for part in parts:
+        rest = torch.ones(len(labels), dtype=torch.bool).index_fill(0, part, value=False)
+        fitted = fit_probe(states[rest], labels[rest], valid_states, valid_labels, num_classes)
+        outputs.append(fitted(states[part]))
+    return torch.cat(outputs)[torch.cat(parts).argsort()]
 
 
 def _ridge(scaled: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, Tensor]:

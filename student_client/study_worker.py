@@ -29,6 +29,7 @@ __all__ = ["Job", "failure", "run_job"]
 
 UNLABELLED_FILE = "unlabelled.csv"
 _TENANT = "study"
+_TOLD_BY = ("probe", "head", "first_student", "lessons")
 _TIMED_ROWS = 32
 _NUM_TIMED_BATCHES = 8
 _NUM_TIMINGS = 3
@@ -95,7 +96,7 @@ def _line(job: Job, run: StudentRun, facts: dict[str, Any]) -> dict[str, Any]:
         "num_examples": facts["epochs"] * facts["num_train"],
         **{name: facts[name] for name in ("metric", "valid", "test", "best_epoch", "num_steps", "num_train")},
         "teacher": _costs(run, facts),
-        "told_by": {name: facts[name] for name in ("probe", "head", "lessons") if name in facts},
+        "told_by": {name: facts[name] for name in _TOLD_BY if name in facts},
         "teacher_name": job.teacher.name,
         "teacher_fingerprint": job.teacher.fingerprint,
         "student_parameters": sum(each.numel() for each in run.objective.student.parameters()),

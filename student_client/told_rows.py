@@ -16,8 +16,9 @@ import torch
 from preceptor.terms import OBSERVATION_KIND_NUMBERS, ObservationKind
 from student_client.batches import Examples, are_labels, drawn_ahead
 from student_client.costs import cost_facts
+from student_client.first_student import mixed_with_student
 from student_client.lessons import take_lessons
-from student_client.probe import fit_probe, loss_of, worth_of
+from student_client.probe import fit_held_out, fit_probe, loss_of, worth_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,18 +56,33 @@ def told_rows(
     if source == "head":
         return splits, {"kd_source": "head"}
     parts = _parts(splits)
-    outputs, facts = _probed(config, splits, talking.talk, activity)
-    if source == "lessons":
-        own = _own_outputs(config, splits, talking.talk, activity)
-        if own is not None and loss_of(own[1], parts[1].labels) < loss_of(outputs[1], parts[1].labels):
-            outputs, facts = own, {"head": _worth(own, parts)}
+    outputs, facts = _outputs_at_first(config, splits, talking.talk, activity)
     if not talking.asks:
         facts["asking"] = cost_facts(talking.talk.conversation)  # else they are part of the run's own
         talking.talk.close()
-    if source == "lessons":
+    if source == "lessons" and config.lessons.epochs:
         outputs, facts["lessons"] = take_lessons(config, parts, outputs, activity)
     told = dataclasses.replace(splits, train=dataclasses.replace(parts[0], told=outputs[0]))
     return told, {"kd_source": source, **facts}
+
+
+def _outputs_at_first(
+    config: TrainConfig, splits: Splits, talk: TeacherTalk, activity: Activity
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Returns what is distilled, or what replies correct first, [N, C] each, and facts of its source."""
+    parts, lessons = _parts(splits), config.lessons
+    if config.losses.kd_source == "probe":
+        return _probed(config, splits, talk, activity)
+    if lessons.base == "none":
+        return [torch.zeros(len(part), max(len(splits.classes), 1)) for part in parts], {}
+    outputs, facts = _probed(config, splits, talk, activity)
+    own = _own_outputs(config, splits, talk, activity)
+    if own is not None and loss_of(own[1], parts[1].labels) < loss_of(outputs[1], parts[1].labels):
+        outputs, facts = own, {"head": _worth(own, parts)}
+    if lessons.first_student:
+        outputs, told = mixed_with_student(config, parts, outputs, len(splits.classes), activity)
+        facts = {**facts, **({"first_student": told} if told else {})}
+    return outputs, facts
 
 
 def _parts(splits: Splits) -> list[Examples]:
@@ -86,8 +102,11 @@ def _probed(
         train, valid, _ = parts
         known = are_labels(train.labels)
         labelled = states[0][known], train.labels[known]
-        probe = fit_probe(*labelled, states[1], valid.labels, len(splits.classes))
-    outputs = [probe(each) for each in states]
+        others = states[1], valid.labels
+        probe = fit_probe(*labelled, *others, num_classes=len(splits.classes))
+        outputs = [probe(each) for each in states]
+        if config.losses.kd_source == "lessons" and int(known.sum()) > 1:
+            outputs[0][known] = fit_held_out(*labelled, *others, num_classes=len(splits.classes))
     return outputs, {"probe": {**_worth(outputs, parts), "l2": probe.l2}}
 
 

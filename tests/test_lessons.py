@@ -62,7 +62,7 @@ def _facts(run: StudentRun) -> dict[str, Any]:
 def test_the_student_is_told_what_the_conversation_answers(
     labelled: Path, unlabelled: Path, row_server: ToyServer
 ) -> None:
-    run = _run(labelled, row_server, unlabelled)
+    run = _run(labelled, row_server, unlabelled, base="none", epochs=40)
     rows = all_rows(run)
     told = rows.told
     assert told is not None
@@ -70,11 +70,10 @@ def test_the_student_is_told_what_the_conversation_answers(
     facts = _facts(run)
     run.close()
     assert facts["kd_source"] == "lessons"
-    assert facts["asking"]["num_turns"] >= 3 * 3  # probe and head: some batches of each part
+    assert "probe" not in facts
     lessons = facts["lessons"]
     assert lessons["valid"] == pytest.approx(worth_of(told[:20], rows.labels[:20]))
-    base = facts.get("probe") or facts["head"]
-    assert lessons["valid"] >= base["valid"]
+    assert lessons["valid"] > 0.5  # there was no answer to begin with
     assert lessons["costs"]["num_turns"] > 10 * 4  # steps have gradients, and all is asked about at the end
     assert lessons["costs"]["num_tokens"] > 0
 
