@@ -51,9 +51,16 @@ class Tutor(nn.Module):
         talk: the conversation; its codec is trained with this.
         num_outputs: C.
         num_rounds: exchanges about a row.
+        position_std: of a message's states at first; None: as the codec has them.
     """
 
-    def __init__(self, talk: TeacherTalk, num_outputs: int, num_rounds: int = 1) -> None:
+    def __init__(
+        self,
+        talk: TeacherTalk,
+        num_outputs: int,
+        num_rounds: int = 1,
+        position_std: float | None = None,
+    ) -> None:
         super().__init__()
         self.talk = talk
         self.num_rounds = num_rounds
@@ -61,6 +68,9 @@ class Tutor(nn.Module):
         self.head = nn.Linear(message_len * talk.spec.message_dim, num_outputs)
         nn.init.zeros_(self.head.weight)  # the first answer is the one that is there already
         nn.init.zeros_(self.head.bias)
+        position = talk.teacher_codec.decoder.position
+        if position is not None and position_std is not None:
+            nn.init.normal_(position, std=position_std)
 
     def start(self, inputs: TeacherInputs, num_rows: int) -> PendingTalk:
         """Asks about some rows and returns at once.
@@ -140,10 +150,7 @@ def _tutor(config: TrainConfig, num_outputs: int) -> Tutor:
     )
     tenant = config.teacher.tenant or config.name
     talk = open_talk(config.teacher, settings, student_dim=lessons.codec.message_dim, tenant=tenant)
-    positions = talk.teacher_codec.decoder.position
-    assert positions is not None  # noqa: S101 - the config asks for a length
-    nn.init.normal_(positions, std=lessons.position_std)
-    return Tutor(talk, num_outputs, lessons.num_rounds)
+    return Tutor(talk, num_outputs, lessons.num_rounds, lessons.position_std)
 
 
 def _train(tutor: Tutor, config: LessonsConfig, train: _Rows, valid: _Rows, activity: Activity) -> int:

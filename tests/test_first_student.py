@@ -1,0 +1,178 @@
+"""A first student that learns from a teacher's outputs, and then has a say in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch.nn import functional
+
+from student_client.activity import Activity
+from student_client.batches import Examples
+from student_client.first_student import mixed_with_student
+from student_client.lessons import Tutor
+from student_client.lessons_config import LessonsConfig
+from student_client.probe import fit_held_out, fit_probe, worth_of
+from tests.test_lessons import ADD
+from tests.test_train_run import make_config
+from tests.toy_rows import all_rows, labelled, row_server, rows_run, unlabelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from student_client import TeacherTalk
+    from student_client.run import StudentRun
+    from tests.toy_server import ToyServer
+
+__all__ = ["labelled", "row_server", "unlabelled"]
+
+NUM_LABELLED, NUM_ROWS = 20, 32
+
+
+def _run(labelled: Path, unlabelled: Path | None, epochs: int = 40) -> StudentRun:
+    return rows_run(labelled, unlabelled, epochs=epochs, optimizer={"lr": 0.03})
+
+
+def _parts(run: StudentRun) -> list[Examples]:
+    splits = (run.splits.train, run.splits.valid, run.splits.test)
+    return [part for part in splits if isinstance(part, Examples)]
+
+
+def _parities(rows: Tensor) -> Tensor:
+    """Returns sure outputs for ids: their parity, which is their label."""
+    return 4.0 * functional.one_hot(rows % 2, 2).float()
+
+
+def test_a_first_student_makes_outputs_better_that_know_nothing_of_the_labelled_rows(
+    labelled: Path, unlabelled: Path
+) -> None:
+    run = _run(labelled, unlabelled)
+    parts = _parts(run)
+    # Of the labelled rows, on which it is judged as well, the teacher knows nothing.
+    torch.manual_seed(0)
+    outputs = [torch.randn(len(part), 2) for part in parts]
+    ids = parts[0].student["ids"]
+    outputs[0][NUM_LABELLED:] = _parities(ids[NUM_LABELLED:])
+    mixed, facts = mixed_with_student(run.config, parts, outputs, 2, Activity())
+    before, after = (functional.cross_entropy(each[1], parts[1].labels).item() for each in (outputs, mixed))
+    assert after <= before
+    assert facts["valid"] == pytest.approx(worth_of(mixed[1], parts[1].labels))
+    assert [each.shape for each in mixed] == [each.shape for each in outputs]
+
+
+def test_what_it_says_does_not_depend_on_labelled_rows(labelled: Path, unlabelled: Path) -> None:
+    run = _run(labelled, unlabelled, epochs=3)
+    parts = _parts(run)
+    said = []
+    for of_labelled in (0.0, 100.0):
+        outputs = [torch.full((len(part), 2), of_labelled) for part in parts]
+        outputs[0][NUM_LABELLED:] = _parities(parts[0].student["ids"][NUM_LABELLED:])
+        outputs[1] = torch.zeros(len(parts[1]), 2)
+        mixed, _ = mixed_with_student(run.config, parts, outputs, 2, Activity())
+        said.append(mixed[1])  # 0 times a weight, and what the student says
+    assert torch.equal(said[0], said[1])
+
+
+def test_without_unlabelled_rows_there_is_no_first_student(labelled: Path) -> None:
+    run = _run(labelled, None)
+    parts = _parts(run)
+    outputs = [torch.randn(len(part), 2) for part in parts]
+    mixed, facts = mixed_with_student(run.config, parts, outputs, 2, Activity())
+    assert all(torch.equal(*pair) for pair in zip(mixed, outputs, strict=True))
+    assert facts == {}
+
+
+def test_numbers_are_averaged(labelled: Path, unlabelled: Path) -> None:
+    student = {
+        "factory": "tests.toy_student:ToyStudent",
+        "kwargs": {"dropout": 0.0, "num_classes": 1},
+        "lower": "blocks.0",
+        "upper": "blocks.1",
+    }
+    run = rows_run(labelled, unlabelled, task="regression", student=student, epochs=5)
+    parts = _parts(run)
+    outputs = [torch.full((len(part), 1), 0.5) for part in parts]
+    mixed, facts = mixed_with_student(run.config, parts, outputs, 0, Activity())
+    own = (mixed[1] - (1 - facts["weight"]) * 0.5) / max(facts["weight"], 1e-9)
+    assert 0 <= facts["weight"] <= 1
+    assert facts["valid"] <= worth_of(outputs[1], parts[1].labels) + 1e-6
+    assert own.isfinite().all()
+
+
+def test_it_changes_no_draw(labelled: Path, unlabelled: Path) -> None:
+    run = _run(labelled, unlabelled, epochs=1)
+    parts = _parts(run)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    mixed_with_student(run.config, parts, [torch.zeros(len(part), 2) for part in parts], 2, Activity())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_is_told_the_mixture_where_there_is_no_conversation(
+    labelled: Path, unlabelled: Path, row_server: ToyServer
+) -> None:
+    losses = {"task": 0.0, "kd": 1.0, "kd_source": "lessons"}
+    turns = []
+    for epochs in (0, 1):
+        run = rows_run(
+            labelled, unlabelled, row_server.address, losses=losses, lessons={**ADD, "epochs": epochs}
+        )
+        told = all_rows(run).told
+        assert told is not None
+        assert told.shape == (NUM_ROWS, 2)
+        for _ in run.train_epoch():
+            continue
+        facts = run.finish()
+        run.close()
+        assert {"valid", "test", "weight"} == set(facts["first_student"])
+        assert ("lessons" in facts) == (epochs == 1)
+        turns.append(facts["asking"]["num_turns"])
+    assert turns[0] == turns[1]  # to ask for a probe's states and the head's outputs
+
+
+def test_a_row_is_told_of_without_its_own_label() -> None:
+    torch.manual_seed(3)
+    states, labels = torch.randn(30, 4), torch.randint(3, (30,))
+    others, theirs = torch.randn(50, 4), torch.randint(3, (50,))
+    found = []
+    for row_label in (0, 1):
+        changed = labels.index_fill(0, torch.tensor([7]), row_label)
+        torch.manual_seed(0)  # the parts
+        found.append(fit_held_out(states, changed, others, theirs, 3))
+    assert torch.equal(found[0][7], found[1][7])
+    assert not torch.equal(found[0], found[1])  # others learnt from it
+
+
+def test_held_out_outputs_are_in_the_order_of_the_rows() -> None:
+    torch.manual_seed(4)
+    states = torch.randn(200, 3)
+    numbers = states @ torch.tensor([1.0, -2.0, 0.5])
+    held_out = fit_held_out(states, numbers, states, numbers, 0)
+    torch.testing.assert_close(held_out[:, 0], numbers, atol=0.01, rtol=0.01)
+    assert fit_probe(states, numbers, states, numbers, 0)(states).shape == held_out.shape
+
+
+@pytest.mark.parametrize(
+    ("fields", "std"),
+    [({}, 0.5), ({"reading": "add"}, 0.02), ({"reading": "add", "init_std": 0.1}, 0.1)],
+)
+def test_a_message_begins_at_the_scale_of_states_or_near_nothing(
+    server: ToyServer, connect: Callable[..., TeacherTalk], fields: dict[str, str], std: float
+) -> None:
+    config = LessonsConfig.model_validate(fields)
+    assert config.position_std == std
+    talk = connect(server.address, message_len=64)
+    Tutor(talk, 5, 1, config.position_std)
+    position = talk.teacher_codec.decoder.position
+    assert position is not None
+    assert position.std().item() == pytest.approx(std, rel=0.2)
+
+
+def test_passes_can_not_be_negative(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"epochs"):
+        make_config(tmp_path / "table.csv", None, lessons={"epochs": -1})
