@@ -33,6 +33,9 @@ __all__ = [
     "put",
 ]
 
+# What a student learns by from a teacher where nothing else is said; chosen by examples/study/tune.py.
+_RECIPE = {"task": 0.3, "kd": 1.0, "kd_source": "lessons", "temperature": 4.0}
+
 
 class TeacherConfig(ConfigSection):
     """Where the teacher is."""
@@ -70,7 +73,11 @@ class TrainConfig(ConfigSection):
     data: DataConfig = Field(description="On what.")
     teacher: TeacherConfig | None = Field(default=None, description="Against which teacher; null: alone.")
     talk: TalkConfig = Field(default_factory=TalkConfig, description="How it talks.")
-    losses: LossWeights = Field(default_factory=LossWeights, description="What is minimised.")
+    losses: LossWeights = Field(
+        default_factory=LossWeights,
+        description="What is minimised; where there is a teacher and nothing is said, the student is taught "
+        "by lessons, as docs/method.md found best.",
+    )
     lessons: LessonsConfig = Field(
         default_factory=LessonsConfig,
         description="How a conversation is trained first, where losses.kd_source is lessons.",
@@ -116,6 +123,16 @@ class TrainConfig(ConfigSection):
     num_threads: int = Field(default=1, ge=1, description="Torch threads a worker.")
     max_failures: int = Field(default=2, ge=0, description="Lost workers after which the run gives up.")
     python_path: tuple[Path, ...] = Field(default=(), description="Folders to import `factory` from.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learn_from_the_teacher(cls, data: object) -> object:
+        """Fills in what a run minimises if it has a teacher and nobody said what to learn from it."""
+        if not isinstance(data, dict) or data.get("teacher") is None or "losses" in data:
+            return data
+        if _section(data, "data").get("stream") or _section(data, "data").get("task") == "tokens":
+            return data  # lessons need rows that are kept, each with a label of its own
+        return {**data, "losses": dict(_RECIPE)}
 
     @model_validator(mode="after")
     def _check_needs(self) -> Self:

@@ -141,7 +141,7 @@ def _text(value: object) -> str:
 
 def _cell(study: StudyConfig, task: str, labels: int | None, student: str, method: str, seed: int) -> Cell:
     source = study.tasks[task]
-    content = study.shared_fields
+    content = merged({"losses": {}}, study.shared_fields)  # what a method doesn't say it doesn't do
     for changes in (source.changes, study.students[student], study.methods[method]):
         content = merged(content, changes)
     content = {name: value for name, value in content.items() if name != "against"}

@@ -176,3 +176,19 @@ def test_a_message_begins_at_the_scale_of_states_or_near_nothing(
 def test_passes_can_not_be_negative(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs"):
         make_config(tmp_path / "table.csv", None, lessons={"epochs": -1})
+
+
+def test_a_run_with_a_teacher_and_no_word_of_losses_is_taught_by_lessons(tmp_path: Path) -> None:
+    table, address = tmp_path / "table.csv", "preceptor://127.0.0.1:1"
+    taught = make_config(table, address)
+    assert (taught.losses.kd_source, taught.losses.kd > 0) == ("lessons", True)
+    assert not make_config(table, None).needs_teacher
+    assert not make_config(table, address, losses={"task": 1.0}).needs_teacher  # a word was said
+    data = {
+        **dict.fromkeys(("train", "valid", "test"), table),
+        "task": "classification",
+        "label": "label",
+        "features": {"ids": "int64"},
+        "stream": True,
+    }
+    assert not make_config(table, address, data=data).needs_teacher  # rows of a stream are not kept

@@ -29,7 +29,7 @@ __all__ = ["SPACES", "best_trials", "sampled", "tuning_study"]
 _HERE = Path(__file__).parent
 HEADLINE = _HERE / "headline.yaml"
 TUNING = _HERE / "tuning.yaml"
-NUM_TRIALS = 6
+NUM_TRIALS = 4
 TASKS = {"trec": 500, "movielens-unseen-horror": 500}
 SEED = 100
 
