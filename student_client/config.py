@@ -130,8 +130,10 @@ class TrainConfig(ConfigSection):
         """Fills in what a run minimises if it has a teacher and nobody said what to learn from it."""
         if not isinstance(data, dict) or data.get("teacher") is None or "losses" in data:
             return data
-        if _section(data, "data").get("stream") or _section(data, "data").get("task") == "tokens":
+        if _said(data, "data", "stream") or _said(data, "data", "task") == "tokens":
             return data  # lessons need rows that are kept, each with a label of its own
+        if _said(data, "talk", "swap_probability"):
+            return data  # the teacher's layers are what it learns by
         return {**data, "losses": dict(_RECIPE)}
 
     @model_validator(mode="after")
@@ -222,6 +224,12 @@ class TrainConfig(ConfigSection):
         data = copy.deepcopy(data)
         _resolve_paths(data, folder)
         return data
+
+
+def _said(data: dict[str, Any], section: str, name: str) -> object:
+    """Returns a field of a section, of fields or of what they make already; None if nobody said."""
+    fields = data.get(section)
+    return fields.get(name) if isinstance(fields, dict) else getattr(fields, name, None)
 
 
 def _section(data: dict[str, Any], *keys: str) -> dict[str, Any]:

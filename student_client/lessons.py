@@ -2,8 +2,8 @@
 
 The teacher stays frozen. What is trained is what it is told and how its replies are read: a message of a few
 positions (Dec_T gives each a learned state of its own), Enc_T, and a map from the reply to outputs, which are
-added to an answer that is there already (a probe's, or the teacher's head's). It starts as that answer and is
-kept where it does best on the validation rows. After that every row is asked about once, also those without
+added to an answer that is there already (see `told_rows`). It starts as that answer and is kept where it does
+best on the validation rows. After that every row is asked about once, also those without
 labels.
 
 A message that is learned is a soft prompt (Lester et al., arXiv 2104.08691) of the upper layers; a correction

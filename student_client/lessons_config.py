@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from preceptor.codec import CodecSpec
 from preceptor.terms import Reading
@@ -35,7 +35,8 @@ class LessonsConfig(ConfigSection):
     )
     first_student: bool = Field(
         default=True,
-        description="Whether a student that learnt those outputs of unlabelled rows has a say in them.",
+        description="Whether a student that learnt those outputs of unlabelled rows has a say in them; with "
+        "base none there is nothing to learn.",
     )
     init_std: float | None = Field(
         default=None,
@@ -50,6 +51,12 @@ class LessonsConfig(ConfigSection):
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW, then half a cosine to 0.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to it.")
+
+    @model_validator(mode="after")
+    def _check_base(self) -> Self:
+        if self.base == "none" and not self.epochs:
+            raise ValueError("epochs: got 0 with base none, expected some: there would be nothing to learn")
+        return self
 
     @property
     def position_std(self) -> float:

@@ -1,7 +1,7 @@
 """A linear probe of a teacher: what its pooled states say of labels that it has no head for.
 
 It is fitted once, before training, on the labelled training rows; how much it is held back is chosen on the
-validation rows. Then its outputs are those that a student is distilled from, with and without labels.
+validation rows, by their loss. Its outputs are what a student is distilled from, or what lessons begin with.
 
 Shapes: N rows, D the teacher's hidden size, C outputs.
 """
@@ -90,7 +90,13 @@ def fit_probe(
 
 
 def fit_held_out(
-    states: Tensor, labels: Tensor, valid_states: Tensor, valid_labels: Tensor, num_classes: int
+    states: Tensor,
+    labels: Tensor,
+    valid_states: Tensor,
+    valid_labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
 ) -> Tensor:
     """Returns what probes say of rows that they were not fitted to, [N, C]: each has a part left out.
 
@@ -102,9 +108,11 @@ def fit_held_out(
         valid_states: of other rows.
         valid_labels: of those.
         num_classes: C; of no matter for numbers.
+        seed: decides the parts.
     """
     outputs: list[Tensor] = []
-    parts = torch.randperm(len(labels)).tensor_split(min(_NUM_PARTS, len(labels)))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    parts = order.tensor_split(min(_NUM_PARTS, len(labels)))
     for part in parts:
         rest = torch.ones(len(labels), dtype=torch.bool).index_fill(0, part, value=False)
         fitted = fit_probe(states[rest], labels[rest], valid_states, valid_labels, num_classes)

@@ -106,8 +106,8 @@ class LossWeights(ConfigSection):
     kd_source: Literal["head", "probe", "lessons"] = Field(
         default="head",
         description="What `kd` distils: the teacher's own outputs, those of a linear probe of its pooled "
-        "states that is fitted to the labelled rows first, or the better of both, corrected by a "
-        "conversation that is trained on the same rows (`lessons`).",
+        "states that is fitted to the labelled rows first, or answers of a conversation that is trained on "
+        "the same rows (`lessons`), to correct the better of both, in which a first student has a say.",
     )
 
     @property

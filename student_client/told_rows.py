@@ -1,7 +1,8 @@
 """Gives training rows the outputs that a student is distilled from, before it is trained.
 
 Where they are the teacher's own outputs, they are asked for step by step, and nothing is done here. Else they
-are those of a linear probe, or answers of a conversation (`lessons`) that corrects the better of the two.
+are those of a linear probe, or answers of a conversation (`lessons`) that corrects the better of the two, in
+which a first student may have a say.
 
 Shapes: N rows, C outputs.
 """
@@ -74,7 +75,7 @@ def _outputs_at_first(
     if config.losses.kd_source == "probe":
         return _probed(config, splits, talk, activity)
     if lessons.base == "none":
-        return [torch.zeros(len(part), max(len(splits.classes), 1)) for part in parts], {}
+        return [_no_answer(part, parts[0].labels, len(splits.classes)) for part in parts], {}
     outputs, facts = _probed(config, splits, talk, activity)
     own = _own_outputs(config, splits, talk, activity)
     if own is not None and loss_of(own[1], parts[1].labels) < loss_of(outputs[1], parts[1].labels):
@@ -83,6 +84,13 @@ def _outputs_at_first(
         outputs, told = mixed_with_student(config, parts, outputs, len(splits.classes), activity)
         facts = {**facts, **({"first_student": told} if told else {})}
     return outputs, facts
+
+
+def _no_answer(part: Examples, labels: Tensor, num_classes: int) -> Tensor:
+    """Returns outputs that know nothing of a row, [N, C]: no class is likelier, or the labels' mean."""
+    if labels.is_floating_point():
+        return labels[are_labels(labels)].mean().expand(len(part), 1)
+    return torch.zeros(len(part), num_classes)
 
 
 def _parts(splits: Splits) -> list[Examples]:
@@ -106,7 +114,9 @@ def _probed(
         probe = fit_probe(*labelled, *others, num_classes=len(splits.classes))
         outputs = [probe(each) for each in states]
         if config.losses.kd_source == "lessons" and int(known.sum()) > 1:
-            outputs[0][known] = fit_held_out(*labelled, *others, num_classes=len(splits.classes))
+            outputs[0][known] = fit_held_out(
+                *labelled, *others, num_classes=len(splits.classes), seed=config.seed
+            )
     return outputs, {"probe": {**_worth(outputs, parts), "l2": probe.l2}}
 
 

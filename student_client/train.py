@@ -167,7 +167,7 @@ def _tell_doing(folder: Path, told: str, on_progress: Callable[[dict[str, Any]],
 def check(config: TrainConfig, activity: Activity | None = None) -> None:
     """Builds the run on this machine, so that a mistake is told before anything is started.
 
-    Of lessons one is taken: the workers take them all.
+    Of lessons one is taken, and a first student has one epoch: the workers do all of it.
 
     Raises:
         ValueError: the data or the student are not what the config says, or what it needs is not installed.
@@ -175,7 +175,7 @@ def check(config: TrainConfig, activity: Activity | None = None) -> None:
     """
     config.tracking.check_installed()
     one_lesson = config.lessons.model_copy(update={"epochs": min(config.lessons.epochs, 1)})
-    config = config.model_copy(update={"lessons": one_lesson})
+    config = config.model_copy(update={"lessons": one_lesson, "epochs": 1})
     with torch.random.fork_rng():
         StudentRun(config, world_size=config.worker_range[1], activity=activity).close()
 

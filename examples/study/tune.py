@@ -15,7 +15,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import yaml
@@ -23,6 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from student_client.fleet_config import merged, nested
+from student_client.study_results import newest, read_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["SPACES", "best_trials", "sampled", "tuning_study"]
 
@@ -32,6 +36,7 @@ TUNING = _HERE / "tuning.yaml"
 NUM_TRIALS = 4
 TASKS = {"trec": 500, "movielens-unseen-horror": 500}
 SEED = 100
+_LEAST_ERROR = 1e-3  # a log of it there must be
 
 _TASK = {"losses.task": [0.1, 0.3, 1.0]}
 _KD = {**_TASK, "losses.temperature": [1.0, 2.0, 4.0]}
@@ -47,6 +52,7 @@ SPACES: dict[str, dict[str, list[Any]]] = {
     "hint": {**_TASK, "losses.hint": [0.3, 1.0, 3.0]},
     "kd + hint": {**_KD, "losses.hint": [0.1, 0.3, 1.0]},
     "relation": {**_TASK, "losses.relation": [0.3, 1.0, 3.0]},
+    "first student, no lessons": _KD,
     "block swap-in": {"talk.swap_probability": [0.2, 0.5, 0.8], "optimizer.codec_lr": [0.001, 0.002, 0.005]},
     "lessons": _KD,
 }
@@ -101,24 +107,27 @@ def tuning_study(headline: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def best_trials(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the best trial of each method and its errors, by the mean log of the validation error.
+def best_trials(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the best trial of each method by the mean log of the validation error, with all that is known.
+
+    A method's entry has `trial`, `score`, `errors` by task, and `num_trials` that finished on both tasks.
 
     Args:
-        lines: of results.jsonl.
+        lines: finished cells of the tuning study.
     """
     errors: dict[str, dict[str, float]] = defaultdict(dict)
     for line in lines:
-        if "error" not in line:
-            error = line["valid"] if line["metric"] == "rmse" else 1 - line["valid"]
-            errors[line["method"]][line["task"]] = error
+        error = line["valid"] if line["metric"] == "rmse" else 1 - line["valid"]
+        errors[line["method"]][line["task"]] = max(error, _LEAST_ERROR)
     best: dict[str, dict[str, Any]] = {}
     for trial, found in errors.items():
         if set(found) != set(TASKS):
             continue
         method, score = trial.rsplit(" #", 1)[0], sum(map(math.log, found.values())) / len(found)
-        if method not in best or score < best[method]["score"]:
-            best[method] = {"trial": trial, "score": score, "errors": found}
+        known = best.setdefault(method, {"score": math.inf, "num_trials": 0})
+        known["num_trials"] += 1
+        if score < known["score"]:
+            known |= {"trial": trial, "score": score, "errors": found}
     return best
 
 
@@ -130,13 +139,15 @@ def _write() -> None:
 
 def _choose(results: Path) -> None:
     study = yaml.safe_load(TUNING.read_text(encoding="utf-8"))
-    best = best_trials([json.loads(line) for line in results.read_text().splitlines()])
-    table = Table("method", "trial", *(f"{name}, valid error" for name in TASKS), "fields")
+    lines = newest(read_lines(results))
+    best = best_trials(line for line in lines if line["method"] in study["methods"] and line["seed"] == SEED)
+    table = Table("method", f"finished, of {NUM_TRIALS}", "best", *TASKS, "fields")
     for name in SPACES:
         if name in best:
             trial = best[name]["trial"]
             numbers = [f"{best[name]['errors'][task]:.4f}" for task in TASKS]
-            table.add_row(name, trial, *numbers, json.dumps(study["methods"][trial]))
+            finished = str(best[name]["num_trials"])
+            table.add_row(name, finished, trial, *numbers, json.dumps(study["methods"][trial]))
     Console(width=200).print(table)
 
 
