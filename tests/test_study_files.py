@@ -65,6 +65,9 @@ def test_every_cell_of_a_study_is_a_valid_run(study: dict[str, Any]) -> None:
             TrainConfig.model_validate(merged(merged(merged(study["base"], task["set"]), fields), own))
 
 
+@pytest.mark.parametrize(
+    "study", [path for path in FILES if path.stem != "tuning"], ids=lambda path: path.stem, indirect=True
+)
 def test_a_study_compares_methods_that_it_has(study: dict[str, Any]) -> None:
     named = {"none", *study.get("baselines", ()), *study["controls"]} | {study.get("ours", "none")}
     assert named <= set(study["methods"])
