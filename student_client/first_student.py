@@ -90,11 +90,11 @@ def choose_weights(known: Tensor, own: Tensor, labels: Tensor) -> tuple[float, f
     Raises:
         ValueError: an output is not finite.
     """
-    for name, values in (("told", known), ("said", own)):
+    for what, values in (("was told", known), ("says", own)):
         if not values.isfinite().all():
             raise ValueError(
-                f"lessons.first_student: what it {'was told' if name == 'told' else 'says'} holds a number "
-                "that is not finite; lower the learning rate"
+                f"lessons.first_student: what it {what} holds a number that is not finite; lower the "
+                "learning rate"
             )
     choices = [(first, second) for first in _WEIGHTS for second in _WEIGHTS if first + second > 0]
     if labels.is_floating_point():
