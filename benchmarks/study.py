@@ -3,8 +3,8 @@
     python -m benchmarks.study --summary
     python -m benchmarks.study --rerun TASK [--only seed=0]
 
-A summary prints the tables of all cells that are written down, every seed. A rerun computes a task's cells
-from scratch, in a folder of its own, and prints them beside those. The last line is one JSON object.
+A summary prints the tables of all cells that are written down, every seed. A rerun computes those of a task
+from scratch, in a folder of its own, and prints them beside. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from student_client.study_statistics import names_of, select
 from student_client.study_table import Grid, as_rich, grids, mean_text, summary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
+    from student_client.study_cells import Cell
     from student_client.study_runner import StudyState
 
 __all__ = ["beside", "main"]
@@ -57,8 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_report(study, lines, options.report)
         print(json.dumps(facts))
         return 0
-    again, num_failed = _rerun(study, options)
-    grid, found = beside(select(lines, task=options.rerun), again)
+    before = select(lines, task=options.rerun)
+    cells = _cells_again(study, options, {coordinates_of(line) for line in before})
+    if not cells:
+        which = " ".join(("holds no finished cell of", options.rerun, *options.only))
+        _stderr.print(f"{options.results}: {which}", markup=False, soft_wrap=True)
+        return 1
+    again, num_failed = _rerun(study, options, cells)
+    grid, found = beside(before, again)
     _stdout.print(as_rich(grid))
     print(json.dumps({**facts, "rerun": options.rerun, "num_failed": num_failed, **found}))
     return 1 if num_failed else 0
@@ -79,16 +86,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _rerun(study: StudyConfig, options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
-    """Runs a task's cells from scratch; returns their lines, and how many failed."""
+def _cells_again(
+    study: StudyConfig, options: argparse.Namespace, known: Collection[tuple[Any, ...]]
+) -> list[Cell]:
+    """Returns the cells of a task that are written down, and were asked for."""
     wanted: dict[str, list[str]] = {"task": [options.rerun]}
     for each in options.only:
         name, _, value = each.partition("=")
         wanted.setdefault(name, []).append(value)
+    return [cell for cell in cells_of(study, wanted) if tuple(cell.coordinates.values()) in known]
+
+
+def _rerun(
+    study: StudyConfig, options: argparse.Namespace, cells: Sequence[Cell]
+) -> tuple[list[dict[str, Any]], int]:
+    """Runs cells from scratch; returns their lines, and how many failed."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(options.output or folder).resolve()
-        moved = study.model_copy(update={"output": output})
-        run = Study(moved, cells_of(moved, wanted))
+        moved = study.model_copy(update={"output": Path(options.output or folder).resolve()})
+        run = Study(moved, cells)
         told = ""
 
         def tell(state: StudyState) -> None:

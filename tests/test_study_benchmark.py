@@ -64,6 +64,22 @@ def test_a_rerun_computes_a_tasks_cells_anew_and_compares(
     assert not (tmp_path / "out").exists()
 
 
+def test_only_cells_that_are_written_down_are_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_study(tmp_path)
+    results = tmp_path / "study.jsonl"
+    first = next(iter(cells_of(study_of(tmp_path))))
+    append_line(results, {**line_of("none", 0.5), **first.coordinates})
+    where = ["--results", str(results), "--study", str(path)]
+    assert main(["--rerun", first.task, *where]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1])["num_compared"] == 1
+    assert "1 of 1 cells are done" in told.err
+    assert main(["--rerun", first.task, "--only", "seed=1", *where]) == 1
+    assert f"holds no finished cell of {first.task} seed=1" in capsys.readouterr().err
+
+
 def test_cells_that_came_out_alike_are_counted() -> None:
     before = [line_of("none", 0.5, seed=seed) for seed in range(3)]
     again = [line_of("none", 0.5), line_of("none", 0.75, seed=1), line_of("none", 0.5, seed=9)]
