@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from benchmarks.counting_server import CountingServer
     from benchmarks.texts import Tables
 
-_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.yaml"
+_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "talk.yaml"
 _PLOT = Path("out/benchmarks/cache.png")
 _NUM_TRAIN = 768
 _NUM_VALID = 96

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["last_state", "worst_difference"]
 
-_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.yaml"
+_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "talk.yaml"
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from services.teacher.config import ServiceConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
-_EXAMPLE = _ROOT / "examples" / "text" / "intent.yaml"
+_EXAMPLE = _ROOT / "examples" / "text" / "talk.yaml"
 _GENRES = ("Horror", "Sci-Fi", "Children's", "Mystery")
 _READY_TIMEOUT_S = 180.0
 _PARALLELISM = 4

@@ -55,7 +55,7 @@ _CONSOLE_PERIOD_S = 1.0
 _SETTLE_S = 1.2
 _MIN_ROUNDS = 2  # else there is no standard error
 _CONSOLE_HISTORY_S = 4  # it keeps what it was told before
-_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.yaml"
+_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "talk.yaml"
 
 
 class _TracedTenant(Tenant):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from benchmarks.counting_server import CountingServer
     from benchmarks.texts import Tables
 
-_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "intent.yaml"
+_EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "text" / "talk.yaml"
 _PLOT = Path("out/benchmarks/wire.png")
 _TYPES = (WireType.FLOAT32, WireType.BFLOAT16, WireType.INT8)
 _NUM_TRAIN = 384

@@ -16,7 +16,7 @@ __all__ = ["export"]
 
 @needs_extra("train", "safetensors")
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, for example out/intent-talk.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, for example out/intent.")],
     output: Annotated[
         Path | None, typer.Option(help="The folder to write; default: `export` in the run's folder.")
     ] = None,
@@ -33,7 +33,7 @@ def export(
 
     Nothing of preceptor is needed to load it.
 
-    Example: preceptor export out/intent-talk --format onnx
+    Example: preceptor export out/intent --format onnx
     """
     from student_client.export import ExportError, export_student
 

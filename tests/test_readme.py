@@ -95,14 +95,16 @@ def test_the_fleets_of_the_documents_are_valid() -> None:
     assert [run.name for run in page.runs] == ["support", "sales"]
     assert page.runs[1].losses.kd == 0.5
     example = FleetConfig.load(ROOT / "examples/text/fleet.yaml")
-    assert [run.losses.talks for run in example.runs] == [True, True, False]
+    assert [run.losses.kd_source for run in example.runs] == ["lessons", "lessons", "head"]
     assert example.runs[1].student.kwargs["dim"] == 96
 
 
-def test_the_example_of_a_text_student_is_valid() -> None:
-    config = TrainConfig.load(ROOT / "examples/text/intent.yaml")
-    assert config.teacher is not None
-    assert config.losses.talks
+def test_the_examples_of_text_students_are_the_recipe_and_a_conversation_at_every_step() -> None:
+    recipe, talk = (TrainConfig.load(ROOT / f"examples/text/{name}.yaml") for name in ("intent", "talk"))
+    assert recipe.losses.kd_source == "lessons"
+    assert not recipe.losses.talks
+    assert talk.losses.talks
+    assert talk.student == recipe.student
 
 
 def test_the_serve_config_fits_ray_and_our_own_config() -> None:

@@ -70,7 +70,7 @@ def test_a_text_student_is_trained_by_the_two_commands(
     command = [
         PRECEPTOR,
         "train",
-        str(ROOT / "examples/text/intent.yaml"),
+        str(ROOT / "examples/text/talk.yaml"),
         table.name,
         "--teacher",
         address,
