@@ -58,7 +58,7 @@ def compare(
 
     Example: preceptor compare examples/study/quick.yaml --only task=digits-inverted
     """
-    settings, study = _load(config, only or [], parallelism)
+    settings, study = _load(config, only or [], parallelism, is_run=not report_only)
     if not report_only:
         _run(settings, study)
     _report(settings, study.state, as_json=as_json)
@@ -67,8 +67,8 @@ def compare(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _load(path: Path, only: list[str], parallelism: int | None) -> tuple[StudyConfig, Study]:
-    from student_client.study_cells import cells_of
+def _load(path: Path, only: list[str], parallelism: int | None, *, is_run: bool) -> tuple[StudyConfig, Study]:
+    from student_client.study_cells import cells_of, check_factories
     from student_client.study_config import StudyConfig
     from student_client.study_runner import Study
 
@@ -81,6 +81,8 @@ def _load(path: Path, only: list[str], parallelism: int | None) -> tuple[StudyCo
     with config_errors(path):
         settings = StudyConfig.load(path)
         cells: Sequence[Cell] = cells_of(settings, wanted)
+        if is_run:
+            check_factories(settings, cells)
     return settings, Study(settings, cells, parallelism=parallelism)
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from preceptor.settings import problems
 from student_client.config import TrainConfig
+from student_client.factories import load_factory
 from student_client.fleet_config import merged
 from student_client.records import config_digest
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from student_client.study_config import StudyConfig, TaskSource
 
-__all__ = ["COORDINATES", "Cell", "cells_of", "digest_of"]
+__all__ = ["COORDINATES", "Cell", "cells_of", "check_factories", "digest_of"]
 
 COORDINATES = ("task", "labels", "student", "method", "seed")
 
@@ -133,6 +134,24 @@ def cells_of(study: StudyConfig, only: Mapping[str, Collection[str]] | None = No
         for cell in cells
         if all(_text(getattr(cell, name)) in wanted for name, wanted in (only or {}).items())
     ]
+
+
+def check_factories(study: StudyConfig, cells: Collection[Cell]) -> None:
+    """Imports what makes the cells' tasks and teachers, so that a mistake is told before the first cell.
+
+    Args:
+        study: that the cells are of.
+        cells: those that are wanted.
+
+    Raises:
+        ValueError: there is no such callable; the message names the field.
+    """
+    tasks = {f"tasks.{cell.task}.make": cell.source.make for cell in cells}
+    names = {cell.teacher for cell in cells if cell.teacher is not None}
+    teachers = {f"teachers.{name}.make": study.teachers[name].make for name in names}
+    for field, make in {**tasks, **teachers}.items():
+        if make is not None:  # else the teacher is served by a config, or is there already
+            load_factory(make, study.python_path, field)
 
 
 def _text(value: object) -> str:

@@ -115,9 +115,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def newest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the newest line of each cell by its coordinates, without those that failed."""
-    by_place = {coordinates_of(line): line for line in lines}
-    return [line for line in by_place.values() if is_finished(line)]
+    """Returns the newest line of each cell that was run to its end, by its coordinates.
+
+    A failure says nothing of what came of the cell before.
+    """
+    return list({coordinates_of(line): line for line in lines if is_finished(line)}.values())
 
 
 def coordinates_of(line: dict[str, Any]) -> tuple[Any, ...]:
