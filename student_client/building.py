@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from student_client.batches import Batch
     from student_client.config import TrainConfig
     from student_client.data import Splits
+    from student_client.told_file import ToldFile
 
 __all__ = ["build"]
 
 
 def build(
-    config: TrainConfig, splits: Splits, example: Batch, patience_s: float, activity: Activity
+    config: TrainConfig,
+    splits: Splits,
+    example: Batch,
+    patience_s: float,
+    activity: Activity,
+    keep: ToldFile | None = None,
 ) -> tuple[Objective, Splits, dict[str, Any]]:
     """Builds a student and what it is trained by.
 
@@ -28,6 +34,7 @@ def build(
         example: some of them; the student runs on them once.
         patience_s: seconds to go on asking a teacher that does not answer.
         activity: is told of what takes a while.
+        keep: where what examples are told is found if it was found out before.
 
     Returns:
         The student with its conversation; the examples, told what is distilled if that is known; what
@@ -44,4 +51,4 @@ def build(
         python_path=config.python_path,
     )
     objective = build_objective(config, student, example, patience_s, activity)
-    return objective, *told_rows(config, splits, objective.talking, activity)
+    return objective, *told_rows(config, splits, objective.talking, activity, keep)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from student_client.data import Batch, ExampleSource
     from student_client.objective import Outcome
     from student_client.times import StepTimes
+    from student_client.told_file import ToldFile
 
 __all__ = ["StudentRun"]
 
@@ -51,6 +52,7 @@ class StudentRun:
         patience_s: seconds to go on asking a teacher that does not answer at first.
         clock: seconds that only grow.
         activity: is told of what takes a while, for people who watch.
+        keep: where what examples are told is found if it was found out before.
 
     Attributes:
         epoch: epochs done.
@@ -75,6 +77,7 @@ class StudentRun:
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
         activity: Activity | None = None,
+        keep: ToldFile | None = None,
     ) -> None:
         self.config = config
         self.metric = "rmse" if config.data.task == "regression" else "accuracy"
@@ -90,7 +93,7 @@ class StudentRun:
         self._batches_done = 0  # of the epoch that is under way
         torch.manual_seed(config.seed)
         self.objective, self.splits, self._told_by = build(
-            config, self.splits, self.example, patience_s, self._activity
+            config, self.splits, self.example, patience_s, self._activity, keep
         )
         self.pace = Pace(lambda: self._waiting, clock, lambda number: sum_over_workers(number) / world_size)
         self._parallel = wrap(self.objective)

@@ -20,6 +20,7 @@ from student_client.costs import cost_facts
 from student_client.first_student import mixed_with_student
 from student_client.lessons import take_lessons
 from student_client.probe import fit_held_out, fit_probe, loss_of, worth_of
+from student_client.told_file import told_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     from student_client.data import Splits
     from student_client.talk import TeacherTalk
     from student_client.talking import TalkingLosses
+    from student_client.told_file import ToldFile
 
 __all__ = ["told_rows"]
 
 
 def told_rows(
-    config: TrainConfig, splits: Splits, talking: TalkingLosses | None, activity: Activity
+    config: TrainConfig,
+    splits: Splits,
+    talking: TalkingLosses | None,
+    activity: Activity,
+    keep: ToldFile | None = None,
 ) -> tuple[Splits, dict[str, Any]]:
     """Gives the training rows what a run is distilled from, if that is known before it begins.
 
@@ -43,6 +49,7 @@ def told_rows(
         splits: its examples.
         talking: whose teacher is asked, each row once and in lessons once an epoch.
         activity: is told.
+        keep: where it is found if it was found out before; None: it is found out here and now.
 
     Returns:
         The splits, with `told` training examples, and what a run's result says of distillation; nothing where
@@ -57,14 +64,26 @@ def told_rows(
     if source == "head":
         return splits, {"kd_source": "head"}
     parts = _parts(splits)
+    if keep is None:
+        outputs, facts = _found_out(config, splits, talking, activity)
+    else:
+        key = told_key(config, parts, talking.teacher_fingerprint)
+        outputs, facts = keep(key, lambda: _found_out(config, splits, talking, activity))
+    told = dataclasses.replace(splits, train=dataclasses.replace(parts[0], told=outputs))
+    return told, {"kd_source": source, **facts}
+
+
+def _found_out(
+    config: TrainConfig, splits: Splits, talking: TalkingLosses, activity: Activity
+) -> tuple[Tensor, dict[str, Any]]:
+    """Returns what the training rows are told, [N, C], and what a run's result says of it."""
     outputs, facts = _outputs_at_first(config, splits, talking.talk, activity)
     if not talking.asks:
         facts["asking"] = cost_facts(talking.talk.conversation)  # else they are part of the run's own
         talking.talk.close()
-    if source == "lessons" and config.lessons.epochs:
-        outputs, facts["lessons"] = take_lessons(config, parts, outputs, activity)
-    told = dataclasses.replace(splits, train=dataclasses.replace(parts[0], told=outputs[0]))
-    return told, {"kd_source": source, **facts}
+    if config.losses.kd_source == "lessons" and config.lessons.epochs:
+        outputs, facts["lessons"] = take_lessons(config, _parts(splits), outputs, activity)
+    return outputs[0], facts
 
 
 def _outputs_at_first(

@@ -28,6 +28,7 @@ from student_client.records import (
     read_metrics,
 )
 from student_client.run import StudentRun
+from student_client.told_file import ToldFile
 from student_client.tracing import traces_to
 from student_client.tracking import Tracker
 from student_client.whole_files import whole_file, write_json
@@ -67,6 +68,7 @@ def _train_worker(config: TrainConfig, rank: int, world_size: int, activity: Act
         patience_s=config.teacher.options.deadline_s if config.teacher else 0.0,
         sum_over_workers=_sum_over_workers if world_size > 1 else float,
         activity=activity,
+        keep=ToldFile(config.folder, rank, activity),
     )
     if run.objective.talk is not None:
         conversation = run.objective.talk.conversation

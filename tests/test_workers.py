@@ -21,6 +21,7 @@ from student_client.config import TeacherConfig
 from student_client.errors import TeacherUnavailableError
 from student_client.locks import FolderLockedError, folder_lock
 from student_client.records import METRICS_FILE, STUDENT_FILE, read_metrics, read_new_lines
+from student_client.told_file import TOLD_FILE
 from tests.test_serve import free_port, table
 from tests.toy_server import ToyServer
 from tests.toy_service import make_config
@@ -128,6 +129,20 @@ def test_a_lost_worker_resumes_exactly_from_its_checkpoint(
     crashing = stricken("CrashingStudent", marker, at_step=10)
     assert_same_weights(trained(table, address, "crash", student=crashing, checkpoint_every_steps=3), calm)
     assert marker.exists()
+
+
+def test_two_workers_and_a_resumed_run_are_told_once_what_they_are_distilled_from(
+    address: str, table: Path, tmp_path: Path
+) -> None:
+    told = {"losses": {"task": 0.5, "kd": 1.0, "kd_source": "probe"}, "talk": {"deterministic": True}}
+    marker = tmp_path / "crashed"
+    crashing = stricken("CrashingStudent", marker, at_step=10, dropout=0.0)
+    two = trained(table, address, "told-2", num_workers=2, student=crashing, checkpoint_every_steps=3, **told)
+    assert (two.folder / TOLD_FILE).stat().st_mtime < marker.stat().st_mtime  # it was not made anew
+    one = trained(table, address, "told-1", student=SILENT, **told)
+    assert two.facts["probe"] == one.facts["probe"]
+    assert torch.equal(*(load_file(each.folder / TOLD_FILE)["outputs"] for each in (one, two)))
+    assert worst_difference(last_state(two.folder), last_state(one.folder)) <= 1e-5
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for_costs_the_steps_since_the_one_before(
