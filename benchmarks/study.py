@@ -21,11 +21,12 @@ from rich.console import Console
 from student_client.compare_cli import progress_text
 from student_client.study_cells import cells_of
 from student_client.study_config import StudyConfig
+from student_client.study_grid import Grid, as_rich
 from student_client.study_report import write_report
 from student_client.study_results import coordinates_of, newest, read_lines
 from student_client.study_runner import Study
 from student_client.study_statistics import names_of, select
-from student_client.study_table import Grid, as_rich, grids, mean_text, summary
+from student_client.study_table import grids, mean_text, summary
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -39,7 +40,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks" / "results" / "study.jsonl"
 _STUDY = _ROOT / "examples" / "study" / "headline.yaml"
 
-_stdout, _stderr = Console(width=140), Console(stderr=True)
+_stdout, _stderr = Console(width=170), Console(stderr=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

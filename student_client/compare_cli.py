@@ -149,9 +149,10 @@ def _duration(seconds: float) -> str:
 def _report(settings: StudyConfig, state: StudyState, *, as_json: bool) -> None:
     """Prints the table, and writes it and the report into the study's folder; of all cells, always."""
     from student_client.study_cells import cells_of
+    from student_client.study_grid import as_rich
     from student_client.study_report import REPORT_FILE, TABLE_FILE, sentences, write_report
     from student_client.study_runner import Study
-    from student_client.study_table import as_rich, grids, summary
+    from student_client.study_table import grids, summary
 
     lines = Study(settings, cells_of(settings)).lines()
     write_report(settings, lines, settings.folder)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from student_client.study_grid import as_html, as_markdown
 from student_client.study_plots import plots
 from student_client.study_statistics import paired, select
-from student_client.study_table import as_html, as_markdown, comparisons_of, grids, summary
+from student_client.study_table import comparisons_of, grids, summary
 from student_client.whole_files import write_text
 
 if TYPE_CHECKING:

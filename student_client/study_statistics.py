@@ -19,12 +19,14 @@ __all__ = [
     "Difference",
     "Headline",
     "Mean",
+    "best_baseline",
     "difference",
     "headline",
     "mean",
     "names_of",
     "oriented",
     "paired",
+    "places_of",
     "select",
 ]
 
@@ -202,19 +204,29 @@ def _is_won(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> bool:
 
 def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float | None:
     """Returns the largest deficit against the best baseline of a task, labels and student; None of none."""
-    deficits = []
-    places = {tuple(line[name] for name in ("task", "labels", "student")) for line in lines}
-    for task, labels, student in places:
-        cells = select(lines, task=task, labels=labels, student=student)
-        means = {
-            baseline: mean([oriented(line) for line in select(cells, method=baseline)]).value
-            for baseline in baselines
-            if baseline != ours and paired(cells, ours, baseline)
-        }
-        if means:
-            best = max(means, key=lambda name: means[name])
-            deficits.append(-_in_errors(paired(cells, ours, best)))
+    deficits = [
+        -_in_errors(paired(cells, ours, best))
+        for cells in places_of(lines)
+        if (best := best_baseline(cells, ours, baselines)) is not None
+    ]
     return max((each for each in deficits if not math.isnan(each)), default=None)
+
+
+def places_of(lines: Sequence[Line]) -> list[list[Line]]:
+    """Returns the cells of each task, labels and student, in the order of the lines."""
+    names = ("task", "labels", "student")
+    places = dict.fromkeys(tuple(line[name] for name in names) for line in lines)
+    return [select(lines, **dict(zip(names, place, strict=True))) for place in places]
+
+
+def best_baseline(cells: Sequence[Line], ours: str, baselines: Sequence[str]) -> str | None:
+    """Returns which of the baselines that `ours` has pairs with has the best mean; None: there is none."""
+    means = {
+        baseline: mean([oriented(line) for line in select(cells, method=baseline)]).value
+        for baseline in baselines
+        if baseline != ours and paired(cells, ours, baseline)
+    }
+    return max(means, key=lambda name: means[name], default=None)
 
 
 def _in_errors(values: Sequence[float]) -> float:

@@ -1,21 +1,21 @@
-"""What came of a study, as tables: for a terminal, for Markdown and for a page."""
+"""What came of a study, as tables."""
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from student_client.study_config import DEFAULT_ROLE
+from student_client.study_grid import Grid
 from student_client.study_statistics import (
+    best_baseline,
     difference,
     headline,
     mean,
     names_of,
     paired,
+    places_of,
     select,
 )
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "Grid",
-    "as_html",
-    "as_markdown",
-    "as_rich",
     "comparisons_of",
     "cost_per_example",
     "grids",
@@ -41,16 +37,6 @@ __all__ = [
 ]
 
 _PERCENT = 100.0
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: its title, the headings of its columns, rows of as many cells; `note` says how to read it."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,12 +77,54 @@ def grids(study: StudyConfig, lines: Sequence[Line]) -> list[Grid]:
         study: says what is compared.
         lines: of finished cells, each cell once.
     """
-    tables = [_means(select(lines, task=task), task) for task in names_of(lines, "task")]
+    lines = _in_order(study, lines)
+    best = _against_the_best(study, lines)
+    tables = [best] if best.rows else []
+    tables += [_means(select(lines, task=task), task) for task in names_of(lines, "task")]
     comparisons = comparisons_of(study)
     if comparisons and lines:
         tables.append(_differences(lines, comparisons))
     costs = [_costs(select(lines, task=task), task, study.none) for task in names_of(lines, "task")]
     return [*tables, *costs]
+
+
+def _in_order(study: StudyConfig, lines: Sequence[Line]) -> list[Line]:
+    """Returns the lines as the study names tasks, labels and methods, those that it does not name last."""
+
+    def place(line: Line) -> tuple[int, ...]:
+        task = study.tasks.get(line["task"])
+        labels = task.labels if task else ()
+        return (
+            _index(line["task"], list(study.tasks)),
+            _index(line["labels"], labels),
+            _index(line["method"], list(study.methods)),
+        )
+
+    return sorted(lines, key=place)
+
+
+def _index(value: object, values: Sequence[object]) -> int:
+    return values.index(value) if value in values else len(values)
+
+
+def _against_the_best(study: StudyConfig, lines: Sequence[Line]) -> Grid:
+    rows = []
+    for cells in places_of(lines) if study.ours else []:
+        best = best_baseline(cells, str(study.ours), study.baselines)
+        if best is not None:
+            place = [cells[0]["task"], "all" if cells[0]["labels"] is None else str(cells[0]["labels"])]
+            place += [cells[0]["student"]] if len(study.students) > 1 else []
+            means = (mean_text(select(cells, method=method)) for method in (study.none, best, study.ours))
+            comparison = _difference_text(cells, Comparison(str(study.ours), best))
+            rows.append((*place, best, *means, comparison))
+    heading = ("task", "labels", *(["student"] if len(study.students) > 1 else []), "best baseline")
+    return Grid(
+        f"{study.ours} against the best baseline of each",
+        (*heading, study.none, "best baseline's", str(study.ours), "paired difference"),
+        tuple(rows),
+        "The best is chosen by the test results shown, so where several are alike it has had luck. In "
+        "brackets the 95 % bootstrap interval; * where it excludes zero.",
+    )
 
 
 def _means(lines: Sequence[Line], task: str) -> Grid:
@@ -220,41 +248,3 @@ def _number(value: float, metric: str, *, sign: bool = False) -> str:
     """Returns a number with as many digits as mean something."""
     form = f"{'+' if sign else ''}.{1 if metric == 'accuracy' else 3}f"
     return format(value, form)
-
-
-def as_rich(grid: Grid) -> Table:
-    """Returns a table for a terminal."""
-    table = Table(title=grid.title, title_justify="left", caption=grid.note or None, caption_justify="left")
-    for number, heading in enumerate(grid.headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in grid.rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    return table
-
-
-def as_markdown(grid: Grid) -> str:
-    """Returns a table, under its title, as Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-    alignment = "|" + "|".join(["---"] + ["---:"] * (len(grid.headings) - 1)) + "|"
-    parts = [f"## {grid.title}", "", line(grid.headings), alignment, *map(line, grid.rows), ""]
-    return "\n".join([*parts, grid.note, ""] if grid.note else parts)
-
-
-def as_html(grid: Grid) -> str:
-    """Returns a table with its caption, in a frame that scrolls where the page is too narrow for it."""
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in grid.headings)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in grid.rows
-    )
-    title, note = html.escape(grid.title), html.escape(grid.note)
-    return (
-        f'<div class="table" role="region" aria-label="{title}" tabindex="0"><table>'
-        f"<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="note">{note}</p>'
-    )

@@ -12,8 +12,12 @@ import yaml
 
 from student_client.config import TrainConfig
 from student_client.fleet_config import merged
+from student_client.study_cells import cells_of
+from student_client.study_config import StudyConfig
+from student_client.study_results import coordinates_of, read_lines
 
 FOLDER = Path(__file__).parent.parent / "examples" / "study"
+HEADLINE = FOLDER / "headline.yaml"
 FILES = sorted(FOLDER.glob("*.yaml"))
 ROLES = {"default", "random"}
 
@@ -72,3 +76,17 @@ def test_a_study_compares_methods_that_it_has(study: dict[str, Any]) -> None:
     named = {"none", *study.get("baselines", ()), *study["controls"]} | {study.get("ours", "none")}
     assert named <= set(study["methods"])
     assert {method.get("against", "default") for method in study["methods"].values()} == ROLES
+
+
+def test_the_results_that_are_committed_are_of_the_study_as_it_is_now() -> None:
+    lines = read_lines(FOLDER.parents[1] / "benchmarks" / "results" / "study.jsonl")
+    cells = {coordinates_of(cell.coordinates): cell for cell in cells_of(StudyConfig.load(HEADLINE))}
+    changed = [
+        coordinates_of(line)
+        for line in lines
+        if line["key"] != cells[coordinates_of(line)].key(line["teacher_fingerprint"])
+    ]
+    assert changed == []
+    assert len({coordinates_of(line) for line in lines}) == len(lines)
+    found = {(line["task"], line["labels"], line["seed"]) for line in lines if line["method"] == "lessons"}
+    assert len(found) >= 4 * 2 * 5  # tasks, budgets, seeds
