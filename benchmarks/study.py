@@ -95,7 +95,7 @@ def _cells_again(
     for each in options.only:
         name, _, value = each.partition("=")
         wanted.setdefault(name, []).append(value)
-    return [cell for cell in cells_of(study, wanted) if tuple(cell.coordinates.values()) in known]
+    return [cell for cell in cells_of(study, wanted) if coordinates_of(cell.coordinates) in known]
 
 
 def _rerun(

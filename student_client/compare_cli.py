@@ -81,9 +81,10 @@ def _load(path: Path, only: list[str], parallelism: int | None, *, is_run: bool)
     with config_errors(path):
         settings = StudyConfig.load(path)
         cells: Sequence[Cell] = cells_of(settings, wanted)
+        study = Study(settings, cells, parallelism=parallelism)
         if is_run:
-            check_factories(settings, cells)
-    return settings, Study(settings, cells, parallelism=parallelism)
+            check_factories(settings, study.open_cells())
+    return settings, study
 
 
 def _run(settings: StudyConfig, study: Study) -> None:

@@ -76,7 +76,7 @@ class TrainConfig(ConfigSection):
     losses: LossWeights = Field(
         default_factory=LossWeights,
         description="What is minimised; where there is a teacher and nothing is said, the student is taught "
-        "by lessons, as docs/method.md found best.",
+        "by lessons, which did best in trials on validation rows (docs/method.md).",
     )
     lessons: LessonsConfig = Field(
         default_factory=LessonsConfig,

@@ -78,6 +78,14 @@ class Study:
         lines = (self._results.finished(cell, self._known(cell.teacher).fingerprint) for cell in self.cells)
         return [line for line in lines if line is not None]
 
+    def open_cells(self) -> list[Cell]:
+        """Returns the cells that are not finished, as far as is known of their teachers."""
+        return [
+            cell
+            for cell in self.cells
+            if self._results.finished(cell, self._known(cell.teacher).fingerprint) is None
+        ]
+
     def run(self, on_change: Callable[[StudyState], None] = lambda _: None) -> StudyState:
         """Runs the cells that are not finished; returns how it went.
 
@@ -90,9 +98,8 @@ class Study:
         with folder_lock(self.config.folder, "another process runs this study"):
             self._results = StudyResults(self.config.folder)  # whoever had the lock may have written since
             waiting: dict[str | None, list[Cell]] = {}
-            for cell in self.cells:
-                if self._results.finished(cell, self._known(cell.teacher).fingerprint) is None:
-                    waiting.setdefault(cell.teacher, []).append(cell)
+            for cell in self.open_cells():
+                waiting.setdefault(cell.teacher, []).append(cell)
             self.state.num_done = len(self.cells) - sum(map(len, waiting.values()))
             with Workers(run_job, self._parallelism) as workers:
                 while waiting:

@@ -220,13 +220,17 @@ def places_of(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def best_baseline(cells: Sequence[Line], ours: str, baselines: Sequence[str]) -> str | None:
-    """Returns which of the baselines that `ours` has pairs with has the best mean; None: there is none."""
-    means = {
-        baseline: mean([oriented(line) for line in select(cells, method=baseline)]).value
-        for baseline in baselines
-        if baseline != ours and paired(cells, ours, baseline)
-    }
-    return max(means, key=lambda name: means[name], default=None)
+    """Returns the hardest baseline for `ours` to beat, of those with the most pairs; None: none has any.
+
+    Args:
+        cells: of one task, labels and student.
+        ours: the method that is compared.
+        baselines: with which others.
+    """
+    pairs = {name: found for name in baselines if name != ours and (found := paired(cells, ours, name))}
+    most = max(map(len, pairs.values()), default=0)
+    means = {name: mean(found).value for name, found in pairs.items() if len(found) == most}
+    return min(means, key=lambda name: means[name], default=None)
 
 
 def _in_errors(values: Sequence[float]) -> float:

@@ -108,16 +108,17 @@ def _index(value: object, values: Sequence[object]) -> int:
 
 
 def _against_the_best(study: StudyConfig, lines: Sequence[Line]) -> Grid:
+    has_students = len(names_of(lines, "student")) > 1
     rows = []
     for cells in places_of(lines) if study.ours else []:
         best = best_baseline(cells, str(study.ours), study.baselines)
         if best is not None:
             place = [cells[0]["task"], "all" if cells[0]["labels"] is None else str(cells[0]["labels"])]
-            place += [cells[0]["student"]] if len(study.students) > 1 else []
+            place += [cells[0]["student"]] if has_students else []
             means = (mean_text(select(cells, method=method)) for method in (study.none, best, study.ours))
             comparison = _difference_text(cells, Comparison(str(study.ours), best))
             rows.append((*place, best, *means, comparison))
-    heading = ("task", "labels", *(["student"] if len(study.students) > 1 else []), "best baseline")
+    heading = ("task", "labels", *(["student"] if has_students else []), "best baseline")
     return Grid(
         f"{study.ours} against the best baseline of each",
         (*heading, study.none, "best baseline's", str(study.ours), "paired difference"),

@@ -1,7 +1,9 @@
 """Keeps what a run's rows are told in its folder, so that it is found out once.
 
 The first worker finds it out and writes it; the others, and a run that is resumed, read it. So all of them
-are told the same, to the last bit, and the teacher is asked once.
+are told the same, to the last bit, and the teacher is asked by one of them, once.
+
+Shapes: N rows, C outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from student_client.whole_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -37,54 +38,78 @@ class ToldFile:
     """The file of a run's folder, as one of its workers sees it.
 
     Args:
-        folder: of the run; all workers see it.
+        config: of the run.
         rank: this worker's number.
         activity: is told of waiting.
+        writes: whether what is found out is kept; else it is for this once.
     """
 
-    def __init__(self, folder: Path, rank: int, activity: Activity) -> None:
-        self._folder = folder
-        self._path = folder / TOLD_FILE
+    def __init__(self, config: TrainConfig, rank: int, activity: Activity, *, writes: bool = True) -> None:
+        self._config = config
+        self._path = config.folder / TOLD_FILE
         self._rank = rank
         self._activity = activity
+        self._writes = writes
 
     def __call__(
-        self, key: str, make: Callable[[], tuple[Tensor, dict[str, Any]]]
+        self,
+        parts: Sequence[Examples],
+        fingerprint: str,
+        make: Callable[[], tuple[Tensor, dict[str, Any]]],
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Returns outputs, [N, C], and facts: those that are kept under this key, or new ones.
+        """Returns outputs, [N, C], and facts: those that are kept of these rows, or new ones.
 
         Only the first worker makes new ones. If it fails, Ray Train ends those that wait for it, too.
 
         Args:
-            key: of all that decides them.
+            parts: training, validation and test rows.
+            fingerprint: of the teacher.
             make: finds them out.
 
         Raises:
             OSError: they can't be written; the error names the file.
-            ValueError: the run's folder is not on this node.
+            ValueError: the run's folder is not on this node, or the first worker has other rows or another
+                teacher.
         """
+        key = told_key(self._config, parts, fingerprint)
+        if not self._writes:
+            return self._read(key) or make()
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise ValueError(
+                f"output: got {folder}, which is not on this node, expected one that all nodes share"
+            )
         kept = self._read(key)
         if kept is None and self._rank == 0:
+            self._path.unlink(missing_ok=True)
             outputs, facts = make()
             self._write(key, outputs, facts)
             return outputs, facts
+        return kept or self._awaited(key)
+
+    def _awaited(self, key: str) -> tuple[Tensor, dict[str, Any]]:
+        """Returns what the first worker writes, who takes a file away that does not fit."""
+        wrong_since_s = None
         with self._activity.now("waiting until the first worker knows what to tell the student"):
-            while kept is None:
+            while (kept := self._read(key)) is None:
+                now_s = time.monotonic()
+                wrong_since_s = (wrong_since_s or now_s) if self._path.exists() else None
+                if wrong_since_s is not None and now_s - wrong_since_s > self._config.peer_timeout_s:
+                    raise ValueError(
+                        f"data, teacher: {self._path} is of other rows or another teacher than this "
+                        "worker's; expected the same tables on all nodes"
+                    )
                 time.sleep(_POLL_S)
-                kept = self._read(key)
         return kept
 
     def _read(self, key: str) -> tuple[Tensor, dict[str, Any]] | None:
-        if not self._folder.is_dir():
-            raise ValueError(
-                f"output: got {self._folder}, which is not on this node, expected one that all nodes share"
-            )
         try:
             with safe_open(self._path, framework="pt") as file:
                 said = file.metadata() or {}
                 if said.get("key") != key:
                     return None
-                return file.get_tensor("outputs"), json.loads(said["facts"])
+                # A copy: else it is the file that is read, all through the run.
+                return file.get_tensor("outputs").clone(), json.loads(said["facts"])
         except (FileNotFoundError, SafetensorError):  # none, or one of a disk that lost a part of it
             return None
 
@@ -98,11 +123,13 @@ def told_key(config: TrainConfig, parts: Sequence[Examples], fingerprint: str) -
 
     Args:
         config: of the run.
-        parts: training, validation and test rows; their labels and number stand for them.
+        parts: training, validation and test rows.
         fingerprint: of the teacher.
     """
     digest = hashlib.sha256(f"{config_digest(config)} {fingerprint}".encode())
     for part in parts:
-        digest.update(str(len(part)).encode())
-        digest.update(part.labels.numpy().tobytes())
+        for name, tensor in (*sorted(part.student.items()), ("labels", part.labels)):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(json.dumps(part.texts).encode())
     return digest.hexdigest()

@@ -20,7 +20,6 @@ from student_client.costs import cost_facts
 from student_client.first_student import mixed_with_student
 from student_client.lessons import take_lessons
 from student_client.probe import fit_held_out, fit_probe, loss_of, worth_of
-from student_client.told_file import told_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +66,9 @@ def told_rows(
     if keep is None:
         outputs, facts = _found_out(config, splits, talking, activity)
     else:
-        key = told_key(config, parts, talking.teacher_fingerprint)
-        outputs, facts = keep(key, lambda: _found_out(config, splits, talking, activity))
+        outputs, facts = keep(
+            parts, talking.teacher_fingerprint, lambda: _found_out(config, splits, talking, activity)
+        )
     told = dataclasses.replace(splits, train=dataclasses.replace(parts[0], told=outputs))
     return told, {"kd_source": source, **facts}
 

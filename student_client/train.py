@@ -24,7 +24,7 @@ from ray import train as ray_train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from preceptor.local_ray import connected_ray
-from student_client.activity import forget_activities, longest_activity
+from student_client.activity import Activity, forget_activities, longest_activity
 from student_client.checkpoints import ResumeError
 from student_client.clearing import clear_run
 from student_client.cluster import resources_of
@@ -40,6 +40,7 @@ from student_client.records import (
     read_new_lines,
 )
 from student_client.run import StudentRun
+from student_client.told_file import ToldFile
 from student_client.train_worker import train_worker
 from student_client.whole_files import write_json, write_text
 
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from student_client.activity import Activity
     from student_client.config import TrainConfig
     from student_client.errors import TeacherError
 
@@ -174,10 +174,12 @@ def check(config: TrainConfig, activity: Activity | None = None) -> None:
         TeacherError: the teacher does not say what it is.
     """
     config.tracking.check_installed()
+    activity = activity or Activity()
+    keep = ToldFile(config, 0, activity, writes=False)  # what is known is not found out again
     one_lesson = config.lessons.model_copy(update={"epochs": min(config.lessons.epochs, 1)})
     config = config.model_copy(update={"lessons": one_lesson, "epochs": 1})
     with torch.random.fork_rng():
-        StudentRun(config, world_size=config.worker_range[1], activity=activity).close()
+        StudentRun(config, world_size=config.worker_range[1], activity=activity, keep=keep).close()
 
 
 def check_folder(config: TrainConfig, *, fresh: str | bool = False) -> None:

@@ -68,7 +68,7 @@ def _train_worker(config: TrainConfig, rank: int, world_size: int, activity: Act
         patience_s=config.teacher.options.deadline_s if config.teacher else 0.0,
         sum_over_workers=_sum_over_workers if world_size > 1 else float,
         activity=activity,
-        keep=ToldFile(config.folder, rank, activity),
+        keep=ToldFile(config, rank, activity),
     )
     if run.objective.talk is not None:
         conversation = run.objective.talk.conversation

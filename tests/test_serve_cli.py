@@ -104,6 +104,22 @@ def test_a_text_student_is_trained_by_the_two_commands(
     assert alive == []
 
 
+def test_the_recipe_that_a_newcomer_gets_trains(
+    served: tuple[subprocess.Popen[str], dict[str, str]], table: Path, tmp_path: Path
+) -> None:
+    command = [PRECEPTOR, "train", str(ROOT / "examples/text/intent.yaml"), table.name, "--json"]
+    command += ["--teacher", served[1]["address"]]
+    command += ["--set", f"output={tmp_path / 'out'}", "--set", "lessons.epochs=2"]
+    trained = subprocess.run(
+        command, cwd=table.parent, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert trained.returncode == 0, trained.stderr
+    facts = json.loads(trained.stdout)
+    assert facts["test"] >= 0.9  # chance is 0.5
+    assert facts["kd_source"] == "lessons"
+    assert facts["lessons"]["costs"]["num_turns"] > 0
+
+
 @pytest.mark.parametrize("option", ["--port", "--console-port"])
 def test_a_taken_port_is_told_before_anything_is_started(option: str) -> None:
     with socket.socket() as taken:

@@ -144,3 +144,5 @@ def test_the_study_of_the_page_is_valid() -> None:
     assert len(cells) == 3 * 4 * 5
     assert [cell.teacher for cell in cells[:4]] == [None, "minilm", "minilm", "random"]
     assert [cell.takes_unlabelled for cell in cells[:4]] == [False, True, True, True]
+    assert [cell.config.losses.talks for cell in cells[:4]] == [False, False, True, True]
+    assert cells[2].config.talk.reading == "beside"

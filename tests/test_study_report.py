@@ -106,7 +106,7 @@ def test_students_of_several_kinds_have_rows_of_their_own(
     study: StudyConfig, lines: list[dict[str, Any]]
 ) -> None:
     both = [*lines, *({**line, "student": "wide", "student_parameters": 7} for line in lines)]
-    best, means, *_ = grids(study.model_copy(update={"students": {"student": {}, "wide": {}}}), both)
+    best, means, *_ = grids(study, both)
     assert [row[2] for row in best.rows] == ["student", "wide", "student", "wide", "student", "wide"]
     assert [row[0] for row in means.rows][:2] == ["none (student)", "none (wide)"]
 
