@@ -115,13 +115,16 @@ def _against_the_best(study: StudyConfig, lines: Sequence[Line]) -> Grid:
         if best is not None:
             place = [cells[0]["task"], "all" if cells[0]["labels"] is None else str(cells[0]["labels"])]
             place += [cells[0]["student"]] if has_students else []
-            means = (mean_text(select(cells, method=method)) for method in (study.none, best, study.ours))
+            means = {
+                name: mean_text(select(cells, method=name)) for name in (study.none, best, str(study.ours))
+            }
             comparison = _difference_text(cells, Comparison(str(study.ours), best))
-            rows.append((*place, best, *means, comparison))
-    heading = ("task", "labels", *(["student"] if has_students else []), "best baseline")
+            others = means[study.none], f"{best}: {means[best]}", means[str(study.ours)]
+            rows.append((*place, *others, comparison))
+    heading = ("task", "labels", *(["student"] if has_students else []))
     return Grid(
         f"{study.ours} against the best baseline of each",
-        (*heading, study.none, "best baseline's", str(study.ours), "paired difference"),
+        (*heading, study.none, "best baseline", str(study.ours), "paired difference"),
         tuple(rows),
         "The best is chosen by the test results shown, so where several are alike it has had luck. In "
         "brackets the 95 % bootstrap interval; * where it excludes zero.",
