@@ -19,7 +19,7 @@ from student_client.whole_files import whole_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Checkpoints", "ResumeError"]
+__all__ = ["Checkpoints", "ResumeError", "check_shared"]
 
 _NAME = re.compile(r"checkpoint_(\d+)")
 _STATE = "state.pt"
@@ -64,10 +64,7 @@ class Checkpoints:
             ResumeError: it belongs to another config, or what is there can't be read.
             ValueError: the run's folder is not on this node.
         """
-        if not self._folder.is_dir():
-            raise ValueError(
-                f"output: got {self._folder}, which is not on this node, expected one that all nodes share"
-            )
+        check_shared(self._folder)
         broken: Exception | None = None
         for folder in sorted(self._all(), key=_step, reverse=True):
             try:
@@ -125,6 +122,18 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+
+
+def check_shared(folder: Path) -> None:
+    """Makes sure that a run's folder, which the driver has made, is on this node.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"output: got {folder}, which is not on this node, expected one that all nodes share"
+        )
 
 
 def _step(folder: Path) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from student_client.checkpoints import check_shared
 from student_client.records import config_digest
 from student_client.whole_files import whole_file
 
@@ -74,11 +75,7 @@ class ToldFile:
         key = told_key(self._config, parts, fingerprint)
         if not self._writes:
             return self._read(key) or make()
-        folder = self._path.parent
-        if not folder.is_dir():
-            raise ValueError(
-                f"output: got {folder}, which is not on this node, expected one that all nodes share"
-            )
+        check_shared(self._path.parent)
         kept = self._read(key)
         if kept is None and self._rank == 0:
             self._path.unlink(missing_ok=True)
