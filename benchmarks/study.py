@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from student_client.compare_cli import progress_text
-from student_client.study_cells import cells_of
+from student_client.study_cells import cells_of, wanted_of
 from student_client.study_config import StudyConfig
 from student_client.study_grid import Grid, as_rich
 from student_client.study_report import write_report
@@ -91,10 +91,7 @@ def _cells_again(
     study: StudyConfig, options: argparse.Namespace, known: Collection[tuple[Any, ...]]
 ) -> list[Cell]:
     """Returns the cells of a task that are written down, and were asked for."""
-    wanted: dict[str, list[str]] = {"task": [options.rerun]}
-    for each in options.only:
-        name, _, value = each.partition("=")
-        wanted.setdefault(name, []).append(value)
+    wanted = wanted_of([f"task={options.rerun}", *options.only])
     return [cell for cell in cells_of(study, wanted) if coordinates_of(cell.coordinates) in known]
 
 

@@ -68,16 +68,14 @@ def compare(
 
 
 def _load(path: Path, only: list[str], parallelism: int | None, *, is_run: bool) -> tuple[StudyConfig, Study]:
-    from student_client.study_cells import cells_of, check_factories
+    from student_client.study_cells import cells_of, check_factories, wanted_of
     from student_client.study_config import StudyConfig
     from student_client.study_runner import Study
 
-    wanted: dict[str, list[str]] = {}
-    for each in only:
-        name, separator, value = each.partition("=")
-        if not separator:
-            fail(f"--only: got {each!r}, expected NAME=VALUE", EXIT_USAGE)
-        wanted.setdefault(name, []).append(value)
+    try:
+        wanted = wanted_of(only)
+    except ValueError as error:
+        fail(str(error), EXIT_USAGE)
     with config_errors(path):
         settings = StudyConfig.load(path)
         cells: Sequence[Cell] = cells_of(settings, wanted)

@@ -17,11 +17,11 @@ from student_client.fleet_config import merged
 from student_client.records import config_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from student_client.study_config import StudyConfig, TaskSource
 
-__all__ = ["COORDINATES", "Cell", "cells_of", "check_factories", "digest_of"]
+__all__ = ["COORDINATES", "Cell", "cells_of", "check_factories", "digest_of", "wanted_of"]
 
 COORDINATES = ("task", "labels", "student", "method", "seed")
 
@@ -134,6 +134,21 @@ def cells_of(study: StudyConfig, only: Mapping[str, Collection[str]] | None = No
         for cell in cells
         if all(_text(getattr(cell, name)) in wanted for name, wanted in (only or {}).items())
     ]
+
+
+def wanted_of(only: Sequence[str]) -> dict[str, list[str]]:
+    """Returns which values of coordinates are wanted, for `cells_of`; each text is NAME=VALUE.
+
+    Raises:
+        ValueError: one is not.
+    """
+    wanted: dict[str, list[str]] = {}
+    for each in only:
+        name, separator, value = each.partition("=")
+        if not separator:
+            raise ValueError(f"--only: got {each!r}, expected NAME=VALUE")
+        wanted.setdefault(name, []).append(value)
+    return wanted
 
 
 def check_factories(study: StudyConfig, cells: Collection[Cell]) -> None:
