@@ -79,7 +79,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--rerun", metavar="TASK", help="run this task's cells anew and compare")
     parser.add_argument("--results", type=Path, default=_RESULTS, help="the cells written down")
     parser.add_argument("--study", type=Path, default=_STUDY, help="the study that they are of")
-    parser.add_argument("--report", type=Path, help="a folder for table.md and report.html")
+    parser.add_argument("--report", type=Path, help="a folder for table.md, plots and report.html")
     parser.add_argument(
         "--output", type=Path, help="where a rerun's folder is kept; default: a temporary one"
     )

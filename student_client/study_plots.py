@@ -41,11 +41,17 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: its title, what it shows in words, and an SVG element."""
+    """A figure: its title, what it shows in words, an SVG element of a page, and an SVG file."""
 
     title: str
     text: str
-    svg: str
+    element: str
+    file: str
+
+    @property
+    def file_name(self) -> str:
+        """Of its title."""
+        return re.sub(r"[^\w.]+", "-", self.title.lower()).strip("-") + ".svg"
 
 
 def plots(study: StudyConfig, lines: Sequence[Line]) -> list[Plot]:
@@ -181,14 +187,18 @@ def _name(text: str) -> str:
 
 
 def _plot(title: str, text: str, figure: Any) -> Plot:
+    label = html.escape(f"{title}. {text}")
+    # An element of a page is as wide as there is room; its names are no other figure's, its title the page's.
+    element = _svg(figure, label)
+    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element[element.index("<svg") :], count=2)
+    prefix = re.sub(r"\W+", "-", title)
+    element = re.sub(r'\bid="', f'id="{prefix}-', element)
+    element = re.sub(r"(url\(|href=\")#", rf"\g<1>#{prefix}-", element)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=11, fontweight="bold")
+    return Plot(title, text, element, _svg(figure, label))
+
+
+def _svg(figure: Any, label: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # An element of a page: as wide as there is room, with names that no other figure has.
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    prefix = re.sub(r"\W+", "-", title)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r"(url\(|href=\")#", rf"\g<1>#{prefix}-", svg)
-    label = html.escape(f"{title}. {text}")
-    return Plot(title, text, svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+    return file.getvalue().replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

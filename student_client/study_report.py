@@ -1,4 +1,4 @@
-"""Writes what came of a study: `table.md`, and `report.html`, a page that needs no other file."""
+"""Writes what came of a study: `table.md` with plots, and `report.html`, a page that needs no other file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from student_client.study_config import StudyConfig
+    from student_client.study_plots import Plot
     from student_client.study_statistics import Line
     from student_client.study_table import Comparison
 
-__all__ = ["REPORT_FILE", "TABLE_FILE", "sentences", "write_report"]
+__all__ = ["PLOTS_FOLDER", "REPORT_FILE", "TABLE_FILE", "sentences", "write_report"]
 
 REPORT_FILE = "report.html"
 TABLE_FILE = "table.md"
+PLOTS_FOLDER = "plots"
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -47,17 +49,21 @@ td { white-space: nowrap; }
 
 
 def write_report(study: StudyConfig, lines: Sequence[Line], folder: Path) -> None:
-    """Writes table and report into a folder.
+    """Writes table, plots and report into a folder.
 
     Args:
         study: says what is compared.
         lines: of finished cells, each cell once.
         folder: where they are put.
     """
-    title = f"# Study {study.name}"
-    parts = [title, *sentences(study, lines), *(as_markdown(grid) for grid in grids(study, lines))]
+    drawn = plots(study, lines)
+    for plot in drawn:
+        write_text(folder / PLOTS_FOLDER / plot.file_name, plot.file)
+    parts = [f"# Study {study.name}", *sentences(study, lines)]
+    parts += [f"![{plot.title}]({PLOTS_FOLDER}/{plot.file_name})" for plot in drawn]
+    parts += [as_markdown(grid) for grid in grids(study, lines)]
     write_text(folder / TABLE_FILE, "\n\n".join(parts))
-    write_text(folder / REPORT_FILE, _page(study, lines))
+    write_text(folder / REPORT_FILE, _page(study, lines, drawn))
 
 
 def sentences(study: StudyConfig, lines: Sequence[Line]) -> list[str]:
@@ -91,10 +97,9 @@ def _has_errors(lines: Sequence[Line], comparisons: Sequence[Comparison], *names
     return any(len(paired(cells, each.method, each.other)) > 1 for cells in of_places for each in comparisons)
 
 
-def _page(study: StudyConfig, lines: Sequence[Line]) -> str:
+def _page(study: StudyConfig, lines: Sequence[Line], drawn: Sequence[Plot]) -> str:
     figures = "".join(
-        f"<figure><figcaption>{html.escape(plot.title)}</figcaption>{plot.svg}</figure>"
-        for plot in plots(study, lines)
+        f"<figure><figcaption>{html.escape(plot.title)}</figcaption>{plot.element}</figure>" for plot in drawn
     )
     said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(study, lines))
     tables = "".join(as_html(grid) for grid in grids(study, lines))

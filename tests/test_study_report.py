@@ -13,7 +13,7 @@ import pytest
 
 from student_client.study_grid import as_markdown, as_rich
 from student_client.study_plots import plots
-from student_client.study_report import REPORT_FILE, TABLE_FILE, sentences, write_report
+from student_client.study_report import PLOTS_FOLDER, REPORT_FILE, TABLE_FILE, sentences, write_report
 from student_client.study_table import grids, summary
 from tests.toy_study import line_of, study_of
 
@@ -96,7 +96,7 @@ def test_cells_that_are_not_there_yet_leave_gaps(study: StudyConfig, lines: list
     assert sentences(study, []) == ["No cell is finished yet."]
     one = [line for line in lines if line["seed"] == 0]
     assert " ± " not in grids(study, one)[1].rows[0][1]
-    assert all(plot.svg for plot in plots(study, one))
+    assert all(plot.element for plot in plots(study, one))
 
 
 def test_students_of_several_kinds_have_rows_of_their_own(
@@ -164,7 +164,13 @@ def test_the_page_needs_no_other_file_and_says_what_its_figures_show(
     assert "<b>" not in text
     assert "@media print" in text
     assert "Run with torch 2." in text
-    assert (tmp_path / TABLE_FILE).read_text().startswith("# Study toy\n")
+    table = (tmp_path / TABLE_FILE).read_text()
+    assert table.startswith("# Study toy\n")
+    linked = re.findall(r"!\[[^]]+\]\(([^)]+)\)", table)
+    assert sorted(linked) == sorted(
+        f"{PLOTS_FOLDER}/{file.name}" for file in (tmp_path / PLOTS_FOLDER).iterdir()
+    )
+    assert len(linked) == 2 * 3
     write_report(study, lines, tmp_path / "again")
     assert (tmp_path / "again" / REPORT_FILE).read_text() == text
 
@@ -173,10 +179,13 @@ def test_figures_are_well_formed_and_as_wide_as_there_is_room(
     study: StudyConfig, lines: list[dict[str, Any]]
 ) -> None:
     for plot in plots(study, lines):
-        root = ET.fromstring(plot.svg)  # noqa: S314 - our own
+        root = ET.fromstring(plot.element)  # noqa: S314 - our own
         assert root.get("viewBox")
         assert root.get("width") is None
         assert root.get("aria-label") == f"{plot.title}. {plot.text}"
+        alone = ET.fromstring(plot.file)  # noqa: S314 - our own
+        assert alone.get("width")
+        assert plot.title in "".join(alone.itertext())
 
 
 def test_a_summary_says_what_a_study_comes_to(study: StudyConfig, lines: list[dict[str, Any]]) -> None:

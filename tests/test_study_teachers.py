@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def _latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_latest(tmp_path / "data")
     monkeypatch.setenv(sources.DATA_VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv(sources.CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def _served(path: Path) -> Teacher:
@@ -39,15 +40,23 @@ def _ratings(teacher: Teacher, user: int, item: int) -> torch.Tensor:
 
 
 def test_a_foundation_is_trained_once_and_served_from_its_config(tmp_path: Path) -> None:
-    folder = tmp_path / "teachers"
-    path = teachers.foundation(folder, dataset="latest-small")
-    first = _served(path)
+    first = _served(teachers.foundation(tmp_path / "teachers", dataset="latest-small"))
     assert first.facts.has_head
     assert 0 < float(_ratings(first, 3, 4)) < 6
-    made = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
-    again = _served(teachers.foundation(folder, dataset="latest-small"))
+    trained = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(trained) == 1
+    again = _served(teachers.foundation(tmp_path / "another study's", dataset="latest-small"))
     assert again.facts.fingerprint == first.facts.fingerprint
-    assert {file.name: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")} == made
+    teachers.foundation_random(tmp_path / "random", dataset="latest-small")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == trained
+
+
+def test_a_foundation_is_trained_anew_on_other_ratings(tmp_path: Path) -> None:
+    first = _served(teachers.foundation(tmp_path / "teachers", dataset="latest-small"))
+    ratings = tmp_path / "data" / "ml-latest-small" / "ratings.csv"
+    ratings.write_text("".join(ratings.read_text().splitlines(keepends=True)[:-40]))
+    again = _served(teachers.foundation(tmp_path / "teachers", dataset="latest-small"))
+    assert again.facts.fingerprint != first.facts.fingerprint
 
 
 def test_a_foundation_without_a_genre_knows_none_of_its_ratings(tmp_path: Path) -> None:

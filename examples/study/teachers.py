@@ -1,5 +1,8 @@
 """The study's teachers: each is made in a folder, once, with the config that `preceptor serve` reads.
 
+What has to be trained is trained in the cache and copied from there: studies share it, and a random teacher
+needs the means and deviations of a trained one.
+
 A random teacher is of the same make, with each tensor drawn anew at the mean and the standard deviation that
 the trained one has. Folders hold weights that come from data of others: they are no part of this project.
 """
@@ -80,7 +83,9 @@ def foundation(folder: Path, *, seed: int = 0, dataset: Dataset = "100k") -> Pat
         FetchError, FileNotFoundError: the data set is not there.
     """
     movies = sources.movielens(dataset)
-    return _write_foundation(folder, "foundation", movies, split_ratings(movies.ratings), seed)
+    split = split_ratings(movies.ratings)
+    fields = _foundation_fields(folder, f"foundation-{dataset}-{seed}", movies, split, seed)
+    return _write_config(folder, "foundation", fields)
 
 
 def foundation_without(folder: Path, *, genre: str, seed: int = 0, dataset: Dataset = "100k") -> Path:
@@ -98,7 +103,9 @@ def foundation_without(folder: Path, *, genre: str, seed: int = 0, dataset: Data
 
     seen = Split(train=others(split.train), valid=others(split.valid), test=others(split.test))
     slug = "".join(letter for letter in genre.lower() if letter.isalnum())
-    return _write_foundation(folder, f"foundation-without-{slug}", movies, seen, seed)
+    name = f"foundation-without-{slug}"
+    fields = _foundation_fields(folder, f"{name}-{dataset}-{seed}", movies, seen, seed)
+    return _write_config(folder, name, fields)
 
 
 def foundation_random(folder: Path, *, seed: int = 0, dataset: Dataset = "100k") -> Path:
@@ -125,9 +132,11 @@ def digits_teacher(folder: Path, *, seed: int = 0) -> Path:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    weights = folder / f"digits-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
-    if not weights.is_file():
-        _save(train_digit_teacher(seed), weights)
+    name = f"digits-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
+    with sources.cache_folder("teachers") as cache:
+        if not (cache / name).is_file():
+            _save(train_digit_teacher(seed), cache / name)
+        weights = _copy(cache / name, folder)
     return _write_config(folder, "digits", _digit_fields(weights))
 
 
@@ -165,23 +174,34 @@ def _digit_fields(weights: Path) -> dict[str, Any]:
     }
 
 
-def _write_foundation(folder: Path, name: str, movies: MovieLens, split: Split, seed: int) -> Path:
-    weights = folder / f"{name}-{seed}.safetensors"
-    trained = train_foundation(movies, split, weights, config=FoundationConfig(seed=seed))
-    fields = {
+def _foundation_fields(folder: Path, name: str, movies: MovieLens, split: Split, seed: int) -> dict[str, Any]:
+    """Returns the config of a recommender that was trained in the cache, under the name."""
+    with sources.cache_folder("teachers") as cache:
+        weights = cache / f"{name}.safetensors"
+        trained = train_foundation(movies, split, weights, config=FoundationConfig(seed=seed))
+        _copy(weights, folder)
+    return {
         "family": "module",
         "factory": "examples.movielens.models:Recommender",
         "kwargs": trained.kwargs,
         "weights": weights.name,
         "inputs": {"user": f"int64[*]<{movies.num_users}", "item": f"int64[*]<{movies.num_items}"},
     }
-    return _write_config(folder, name, fields)
 
 
 def _save(model: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as aside:
         save_model(model, str(aside))
+
+
+def _copy(weights: Path, folder: Path) -> Path:
+    """Puts weights of the cache into a teacher's folder; returns where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = folder / weights.name
+    with whole_file(copied) as aside:
+        shutil.copyfile(weights, aside)
+    return copied
 
 
 def _write_config(folder: Path, name: str, model: dict[str, Any], **fields: Any) -> Path:
