@@ -75,7 +75,8 @@ def _plots_of(study: StudyConfig, lines: Sequence[Line], task: str) -> Iterator[
     yield _labels_plot(study, lines, task)
     if comparisons_of(study):
         yield _differences_plot(study, lines, task)
-    if study.none in names_of(lines, "method"):
+    methods = names_of(lines, "method")
+    if study.none in methods and len(methods) > 1:
         yield _costs_plot(study, lines, task)
 
 
@@ -109,20 +110,21 @@ def _labels_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
 
 def _differences_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
     metric = lines[0]["metric"]
-    comparisons = comparisons_of(study)
-    figure, axes = _figure(1.0 + 0.5 * len(comparisons))
+    compared = [
+        (each, difference([in_units(value, metric) for value in paired(lines, each.method, each.other)]))
+        for each in comparisons_of(study)
+    ]
+    compared = [(each, found) for each, found in compared if found.num_pairs]
+    figure, axes = _figure(1.0 + 0.5 * max(len(compared), 1))
     told = []
-    for row, each in enumerate(comparisons):
-        pairs = [in_units(value, metric) for value in paired(lines, each.method, each.other)]
-        found = difference(pairs)
-        if found.num_pairs:
-            color = _OURS if each.method == study.ours else _CONTROL
-            axes.plot([found.low, found.high], [row, row], color=color, linewidth=2)
-            axes.plot([found.value], [row], color=color, marker="o")
-            told.append(f"{each.title} {found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]")
+    for row, (each, found) in enumerate(compared):
+        color = _OURS if each.method == study.ours else _CONTROL
+        axes.plot([found.low, found.high], [row, row], color=color, linewidth=2)
+        axes.plot([found.value], [row], color=color, marker="o")
+        told.append(f"{each.title} {found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]")
     axes.axvline(0, color="#0f172a", linewidth=0.8)
-    axes.set_yticks(range(len(comparisons)), [_name(each.title) for each in comparisons], fontsize=10)
-    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+    axes.set_yticks(range(len(compared)), [_name(each.title) for each, _ in compared], fontsize=10)
+    axes.set_ylim(max(len(compared), 1) - 0.5, -0.5)
     axes.set_xlabel(f"gain in {unit_of(metric)}")
     text = f"Paired differences with 95 % bootstrap intervals: {'; '.join(told) or 'none yet'}."
     return _plot(f"{task}: paired differences", text, figure)
@@ -131,7 +133,7 @@ def _differences_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> P
 def _costs_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
     metric = lines[0]["metric"]
     methods = [method for method in names_of(lines, "method") if method != study.none]
-    figure, (left, middle, right) = _figure(1.0 + 0.5 * max(len(methods), 1), columns=3)
+    figure, (left, middle, right) = _figure(1.0 + 0.5 * len(methods), columns=3)
     told = []
     for row, method in enumerate(methods):
         cells = select(lines, method=method)

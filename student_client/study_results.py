@@ -73,21 +73,23 @@ class StudyResults:
         self._take(line)
 
     def finished(self, cell: Cell, fingerprint: str) -> dict[str, Any] | None:
-        """Returns what came of a cell with this teacher; None if it was not run, or failed.
+        """Returns what came of a cell with this teacher, whatever its name was; None if it did not finish."""
+        written = self._written(cell, fingerprint)
+        if written is not None:
+            return written
+        same = self._by_key.get(cell.key(fingerprint))
+        return {**same, **cell.coordinates} if same is not None and is_finished(same) else None
 
-        A cell that was run under another name is written down under this one, too.
-        """
-        key = cell.key(fingerprint)
+    def write_name(self, cell: Cell, fingerprint: str) -> None:
+        """Writes down under its present name what came of a cell, if it was finished under another one."""
+        line = self.finished(cell, fingerprint)
+        if line is not None and self._written(cell, fingerprint) is None:
+            self.add(line)
+
+    def _written(self, cell: Cell, fingerprint: str) -> dict[str, Any] | None:
         place = coordinates_of(cell.coordinates)
-        line = self._by_key_and_place.get((key, place))
-        if line is not None and is_finished(line):
-            return line
-        same = self._by_key.get(key)
-        if same is None or not is_finished(same):
-            return None
-        line = {**same, **cell.coordinates}
-        self.add(line)
-        return line
+        line = self._by_key_and_place.get((cell.key(fingerprint), place))
+        return line if line is not None and is_finished(line) else None
 
     def teacher(self, source: TeacherSource) -> TeacherFacts | None:
         """Returns what a teacher said when it was served last; None if its config is not what it was then."""

@@ -97,6 +97,8 @@ class Study:
         """
         with folder_lock(self.config.folder, "another process runs this study"):
             self._results = StudyResults(self.config.folder)  # whoever had the lock may have written since
+            for cell in self.cells:
+                self._results.write_name(cell, self._known(cell.teacher).fingerprint)
             waiting: dict[str | None, list[Cell]] = {}
             for cell in self.open_cells():
                 waiting.setdefault(cell.teacher, []).append(cell)
@@ -134,11 +136,11 @@ class Study:
             ) as teacher:
                 self._results.remember(source, teacher.facts)
                 # It may be another one than it was, or one whose cells are finished all the same.
+                its = [cell for cell in self.cells if cell.teacher == name]
+                for cell in its:
+                    self._results.write_name(cell, teacher.facts.fingerprint)
                 wanted = [
-                    cell
-                    for cell in self.cells
-                    if cell.teacher == name
-                    and self._results.finished(cell, teacher.facts.fingerprint) is None
+                    cell for cell in its if self._results.finished(cell, teacher.facts.fingerprint) is None
                 ]
                 self.state.num_done += len(cells) - len(wanted)
                 self._run_cells(wanted, later, teacher, workers, on_change)

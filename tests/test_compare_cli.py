@@ -114,6 +114,7 @@ def test_an_old_line_of_a_cell_stays_but_does_not_count(tmp_path: Path) -> None:
     (cell, *_) = cells_of(study)
     for test in (0.1, 0.9):
         append_line(path, {**line_of("none", test), **cell.coordinates, "key": cell.key("")})
-    invoke(tmp_path / "study.yaml", "--report-only")
+    result = invoke(tmp_path / "study.yaml", "--report-only")
+    assert result.exit_code == 0, result.exception
     assert "90.0 (1)" in (study.folder / TABLE_FILE).read_text()
     assert len(read_lines(path)) == 2

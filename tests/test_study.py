@@ -118,6 +118,10 @@ def test_a_cell_whose_config_changed_is_run_again_and_the_others_are_not(tmp_pat
 def test_a_cell_under_another_name_is_written_down_and_not_run(tmp_path: Path) -> None:
     old = finish(study_of(tmp_path, seeds=[0], methods={"none": {}}))
     renamed = study_of(tmp_path, seeds=[0], methods={"alone": {}})
+    study = Study(renamed, cells_of(renamed))
+    assert study.open_cells() == []
+    assert [line["method"] for line in study.lines()] == ["alone", "alone"]
+    assert lines_of(renamed) == old  # who only looks writes nothing
     for _ in range(2):
         assert run(renamed).num_done == 2
         assert lines_of(renamed) == [*old, *({**line, "method": "alone"} for line in old)]
