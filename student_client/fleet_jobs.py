@@ -165,6 +165,9 @@ def _client(address: str) -> JobSubmissionClient:
     """Connects to a job server, waiting for each answer so long and no longer; Ray itself waits for ever."""
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
 
+    # It would tell of each package of each job, in the middle of what the fleet shows.
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's is untyped
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, timeout=_ANSWER_TIMEOUT_S, **options)
