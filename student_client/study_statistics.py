@@ -238,4 +238,6 @@ def _in_errors(values: Sequence[float]) -> float:
     if len(values) < 2:  # noqa: PLR2004 - one has no standard error
         return math.nan
     found = mean(values)
+    if found.standard_error <= _NO_ERROR < abs(found.value) and found.num < MIN_PAIRS:
+        return math.nan  # a few are alike by chance
     return found.value / max(found.standard_error, _NO_ERROR)

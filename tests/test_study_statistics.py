@@ -105,6 +105,17 @@ def test_the_worst_deficit_is_against_the_best_baseline_of_a_task_and_its_labels
     assert headline([line_of("ours", 0.5)], "ours", BASELINES, [], "none").worst_deficit_se is None
 
 
+def test_two_seeds_that_lose_as_much_by_chance_have_no_error_to_count_in() -> None:
+    def behind(*seeds: int) -> float | None:
+        lines = [
+            line_of(name, test, seed=seed) for seed in seeds for name, test in (("ours", 0.5), ("kd", 0.6))
+        ]
+        return headline(lines, "ours", ["kd"], [], "none").worst_deficit_se
+
+    assert behind(0, 1) is None
+    assert (behind(*range(5)) or 0) > 1
+
+
 def test_a_random_teacher_is_judged_where_it_is_furthest_from_none() -> None:
     lines = [
         *lines_with({"fooled": 0.0001, "none": 0.0}),
