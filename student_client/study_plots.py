@@ -155,7 +155,7 @@ def _costs_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
     names = (f"gain,\n{unit_of(metric)}", "tokens an\nexample", "kB an\nexample")
     for panel, name in zip((left, middle, right), names, strict=True):
         panel.set_xlabel(name, fontsize=10)
-        panel.locator_params(axis="x", nbins=3)
+        panel.locator_params(axis="x", nbins=2)
     text = (
         f"Gain over {study.none}, and teacher's tokens and bytes an example of training: {'; '.join(told)}."
     )

@@ -98,7 +98,7 @@ class Headline:
         seeds: how many there are.
         tasks_won: tasks where `ours` is better than every baseline, with an interval that excludes zero.
         worst_deficit_se: the most that `ours` is worse than the best baseline of a (task, labels, student),
-            in standard errors of that difference; 0 or less: it never is. None: no cells say so.
+            in standard errors of that difference; 0 or less: it never is. None: too few cells to say.
         random_teacher_delta_se: the difference between the methods that learn from another teacher and
             `none`, in standard errors, that of the task where it is largest. None: no cells say so.
     """
@@ -203,13 +203,19 @@ def _is_won(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> bool:
 
 
 def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float | None:
-    """Returns the largest deficit against the best baseline of a task, labels and student; None of none."""
-    deficits = [
-        -_in_errors(paired(cells, ours, best))
+    """Returns the largest deficit against the best baseline of a task, labels and student.
+
+    None where there is none to compare, or `ours` is behind where no error says how far.
+    """
+    found = [
+        paired(cells, ours, best)
         for cells in places_of(lines)
         if (best := best_baseline(cells, ours, baselines)) is not None
     ]
-    return max((each for each in deficits if not math.isnan(each)), default=None)
+    deficits = [(mean(pairs).value, -_in_errors(pairs)) for pairs in found]
+    if any(value < 0 and math.isnan(deficit) for value, deficit in deficits):
+        return None
+    return max((deficit for _, deficit in deficits if not math.isnan(deficit)), default=None)
 
 
 def places_of(lines: Sequence[Line]) -> list[list[Line]]:
