@@ -37,17 +37,23 @@ class PendingTurn:
     ) -> None:
         self._handle = handle
         self._turn = turn
-        self._future = future
+        self._future: Future[ForwardAnswer] | None = future
         self._context = tracing.here()
         self._journey = journey
 
     def result(self) -> ForwardAnswer:
-        """Waits for what the turn returns.
+        """Waits for what the turn returns, and gives it away.
+
+        Autograd keeps the turn as long as what it returned: if the turn kept that too, both would stay.
 
         Raises:
+            RuntimeError: it was given away before.
             TeacherError: see `student_client.errors`.
         """
+        if self._future is None:
+            raise RuntimeError(f"turn {self._turn.number}: what it returned was taken before")
         answer: ForwardAnswer = self._handle.wait(self._future, self._journey, f"turn {self._turn.number}")
+        self._future = None
         return answer
 
     def start_backward(self, grad_values: dict[str, Tensor]) -> PendingGradients:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -237,6 +239,27 @@ def test_losses_of_messages_and_states_train_the_teachers_side(
         losses.append(float(loss.detach()))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("is_backward_run", [True, False])
+def test_what_a_turn_returned_is_freed_with_its_graph(
+    server: ToyServer, connect: Callable[..., TeacherTalk], *, is_backward_run: bool
+) -> None:
+    talk = connect(server.address)
+    states, target = _batch()
+
+    def talk_once() -> list[weakref.ref[Tensor]]:
+        heard = talk(states)
+        seen = talk.observe({"ids": ids()}, ["lower_message", "state_consistency"])
+        if is_backward_run:
+            loss = loss_of(heard, target) + sum(each.mean() for each in seen.values())
+            torch.autograd.backward(loss)
+        return [weakref.ref(each) for each in (*heard.replies, *seen.values())]
+
+    returned = talk_once()
+    assert len(returned) == 3
+    gc.collect()
+    assert [each() for each in returned] == [None] * 3
 
 
 def test_an_empty_batch_is_refused_before_it_is_sent(
