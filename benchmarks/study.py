@@ -4,7 +4,8 @@
     python -m benchmarks.study --rerun TASK [--only seed=0]
 
 A summary prints the tables of all cells that are written down, every seed. A rerun computes those of a task
-from scratch, in a folder of its own, and prints them beside. The last line is one JSON object.
+anew, in a folder of its own, and prints them beside; its teachers may be those of before, from the cache. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _cells_again(
 def _rerun(
     study: StudyConfig, options: argparse.Namespace, cells: Sequence[Cell]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Runs cells from scratch; returns their lines, and how many failed."""
+    """Runs cells anew; returns their lines, and how many failed."""
     with tempfile.TemporaryDirectory() as folder:
         moved = study.model_copy(update={"output": Path(options.output or folder).resolve()})
         run = Study(moved, cells)

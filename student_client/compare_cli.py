@@ -48,7 +48,8 @@ def compare(
         int | None, typer.Option(min=1, help="Cells at a time, instead of the config's.")
     ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing; write table and report of what is there.")
+        bool,
+        typer.Option("--report-only", help="Run nothing; write table, plots and report of what is there."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
@@ -165,7 +166,9 @@ def _report(settings: StudyConfig, state: StudyState, *, as_json: bool) -> None:
     for sentence in sentences(settings, lines):
         console.print(sentence, markup=False, highlight=False)
     folder = settings.folder
-    console.print(f"written: {folder / TABLE_FILE}, {folder / REPORT_FILE}", markup=False, highlight=False)
+    console.print(
+        f"written: {folder / TABLE_FILE}, {folder / REPORT_FILE}, plots", markup=False, highlight=False
+    )
 
 
 def _tell_failures(state: StudyState) -> None:

@@ -21,7 +21,7 @@ class Costs:
 
     Attributes:
         num_turns: answers: of exchanges, observations and gradients.
-        num_tokens: positions that went through the teacher for them.
+        num_tokens: positions that the teacher was asked about, also those that it had in its cache.
         compute_s: seconds that the teacher computed; of what it computed for several at once, an equal part.
         bytes_sent: of all frames, codecs included.
         bytes_received: of all frames.

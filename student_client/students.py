@@ -210,13 +210,14 @@ class TextStudent(nn.Module):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Returns logits, [B, (L,) num_classes], of ids [B, L] and their mask [B, L], bool."""
+        """Returns logits, [B, (L,) num_classes], of ids [B, L] and their mask [B, L], bool, or 1 and 0."""
+        mask = attention_mask.bool()
         states = self.embed(input_ids) + self.position[: input_ids.shape[1]]
         for block in self.blocks:
-            states = block(states, attention_mask)
+            states = block(states, mask)
         states = self.norm(states)
         if not self.per_token:
-            valid = attention_mask[..., None]
+            valid = mask[..., None]
             states = (states * valid).sum(1) / valid.sum(1).clamp_min(1)
         logits: Tensor = self.head(states)
         return logits

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from student_client.study_config import StudyConfig
-    from student_client.study_statistics import Line
+    from student_client.study_statistics import Difference, Line
+    from student_client.study_table import Comparison
 
 __all__ = ["Plot", "plots"]
 
@@ -48,11 +49,6 @@ class Plot:
     element: str
     file: str
 
-    @property
-    def file_name(self) -> str:
-        """Of its title."""
-        return re.sub(r"[^\w.]+", "-", self.title.lower()).strip("-") + ".svg"
-
 
 def plots(study: StudyConfig, lines: Sequence[Line]) -> list[Plot]:
     """Returns the figures of a study, those of a task after each other.
@@ -73,8 +69,14 @@ def plots(study: StudyConfig, lines: Sequence[Line]) -> list[Plot]:
 
 def _plots_of(study: StudyConfig, lines: Sequence[Line], task: str) -> Iterator[Plot]:
     yield _labels_plot(study, lines, task)
-    if comparisons_of(study):
-        yield _differences_plot(study, lines, task)
+    metric = lines[0]["metric"]
+    found = [
+        (each, difference([in_units(value, metric) for value in paired(lines, each.method, each.other)]))
+        for each in comparisons_of(study)
+    ]
+    compared = [(each, gain) for each, gain in found if gain.num_pairs]
+    if compared:
+        yield _differences_plot(study, compared, metric, task)
     methods = names_of(lines, "method")
     if study.none in methods and len(methods) > 1:
         yield _costs_plot(study, lines, task)
@@ -108,25 +110,21 @@ def _labels_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
     return _plot(f"{task}: {unit_of(metric)} against labels", text, figure)
 
 
-def _differences_plot(study: StudyConfig, lines: Sequence[Line], task: str) -> Plot:
-    metric = lines[0]["metric"]
-    compared = [
-        (each, difference([in_units(value, metric) for value in paired(lines, each.method, each.other)]))
-        for each in comparisons_of(study)
-    ]
-    compared = [(each, found) for each, found in compared if found.num_pairs]
-    figure, axes = _figure(1.0 + 0.5 * max(len(compared), 1))
+def _differences_plot(
+    study: StudyConfig, compared: Sequence[tuple[Comparison, Difference]], metric: str, task: str
+) -> Plot:
+    figure, axes = _figure(1.0 + 0.5 * len(compared))
     told = []
-    for row, (each, found) in enumerate(compared):
+    for row, (each, gain) in enumerate(compared):
         color = _OURS if each.method == study.ours else _CONTROL
-        axes.plot([found.low, found.high], [row, row], color=color, linewidth=2)
-        axes.plot([found.value], [row], color=color, marker="o")
-        told.append(f"{each.title} {found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]")
+        axes.plot([gain.low, gain.high], [row, row], color=color, linewidth=2)
+        axes.plot([gain.value], [row], color=color, marker="o")
+        told.append(f"{each.title} {gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]")
     axes.axvline(0, color="#0f172a", linewidth=0.8)
     axes.set_yticks(range(len(compared)), [_name(each.title) for each, _ in compared], fontsize=10)
-    axes.set_ylim(max(len(compared), 1) - 0.5, -0.5)
+    axes.set_ylim(len(compared) - 0.5, -0.5)
     axes.set_xlabel(f"gain in {unit_of(metric)}")
-    text = f"Paired differences with 95 % bootstrap intervals: {'; '.join(told) or 'none yet'}."
+    text = f"Paired differences with 95 % bootstrap intervals: {'; '.join(told)}."
     return _plot(f"{task}: paired differences", text, figure)
 
 

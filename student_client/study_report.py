@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING
 
 from student_client.study_grid import as_html, as_markdown
@@ -57,13 +58,24 @@ def write_report(study: StudyConfig, lines: Sequence[Line], folder: Path) -> Non
         folder: where they are put.
     """
     drawn = plots(study, lines)
-    for plot in drawn:
-        write_text(folder / PLOTS_FOLDER / plot.file_name, plot.file)
-    parts = [f"# Study {study.name}", *sentences(study, lines)]
-    parts += [f"![{plot.title}]({PLOTS_FOLDER}/{plot.file_name})" for plot in drawn]
+    parts = [f"# Study {study.name}", *sentences(study, lines), *_written(drawn, folder)]
     parts += [as_markdown(grid) for grid in grids(study, lines)]
     write_text(folder / TABLE_FILE, "\n\n".join(parts))
     write_text(folder / REPORT_FILE, _page(study, lines, drawn))
+
+
+def _written(drawn: Sequence[Plot], folder: Path) -> list[str]:
+    """Writes figures in place of those of before; returns links to them."""
+    for old in (folder / PLOTS_FOLDER).glob("*.svg"):
+        old.unlink()
+    links = []
+    for number, plot in enumerate(drawn, start=1):
+        slug = re.sub(r"[^\w.]+", "-", plot.title.lower()).strip("-")
+        path = f"{PLOTS_FOLDER}/{number:02d}-{slug}.svg"
+        write_text(folder / path, plot.file)
+        title = re.sub(r"([][])", r"\\\1", plot.title)
+        links.append(f"![{title}]({path})")
+    return links
 
 
 def sentences(study: StudyConfig, lines: Sequence[Line]) -> list[str]:

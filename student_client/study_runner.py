@@ -124,10 +124,12 @@ class Study:
         if name is None:
             self._run_cells(cells, later, None, workers, on_change)
             return
-        self.state.doing = f"starting teacher {name}"
+        source = self.config.teachers[name]
+        self.state.doing = f"starting teacher {name}" + (
+            ", made first where it is new" if source.make else ""
+        )
         self.state.time_left_s = self._time_left_s(cells, later)
         on_change(self.state)
-        source = self.config.teachers[name]
         options = next(cell.config.teacher.options for cell in cells if cell.config.teacher is not None)
         folder = self.config.folder / "teachers"
         try:

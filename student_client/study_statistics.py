@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "Difference",
@@ -98,9 +98,9 @@ class Headline:
         seeds: how many there are.
         tasks_won: tasks where `ours` is better than every baseline, with an interval that excludes zero.
         worst_deficit_se: the most that `ours` is worse than the best baseline of a (task, labels, student),
-            in standard errors of that difference; 0 or less: it never is. None: too few cells to say.
+            in standard errors of that difference; 0 or less: it never is. None: no error says.
         random_teacher_delta_se: the difference between the methods that learn from another teacher and
-            `none`, in standard errors, that of the task where it is largest. None: no cells say so.
+            `none`, in standard errors, that of the task where it is largest. None: no error says.
     """
 
     tasks: int
@@ -187,13 +187,13 @@ def headline(
     """
     tasks = names_of(lines, "task")
     of_tasks = [select(lines, task=task) for task in tasks]
-    deltas = [_in_errors(paired(cells, method, none)) for cells in of_tasks for method in random]
+    deltas = [paired(cells, method, none) for cells in of_tasks for method in random]
     return Headline(
         tasks=len(tasks),
         seeds=len(names_of(lines, "seed")),
         tasks_won=sum(_is_won(cells, ours, baselines) for cells in of_tasks) if ours else 0,
         worst_deficit_se=_worst_deficit(lines, ours, baselines) if ours else None,
-        random_teacher_delta_se=max((abs(each) for each in deltas if not math.isnan(each)), default=None),
+        random_teacher_delta_se=_most_errors([pairs for pairs in deltas if pairs], abs),
     )
 
 
@@ -203,19 +203,21 @@ def _is_won(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> bool:
 
 
 def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -> float | None:
-    """Returns the largest deficit against the best baseline of a task, labels and student.
-
-    None where there is none to compare, or `ours` is behind where no error says how far.
-    """
+    """Returns the largest deficit against the best baseline of a task, labels and student."""
     found = [
         paired(cells, ours, best)
         for cells in places_of(lines)
         if (best := best_baseline(cells, ours, baselines)) is not None
     ]
-    deficits = [(mean(pairs).value, -_in_errors(pairs)) for pairs in found]
-    if any(value < 0 and math.isnan(deficit) for value, deficit in deficits):
+    return _most_errors(found, lambda value: -value)
+
+
+def _most_errors(found: Sequence[Sequence[float]], size: Callable[[float], float]) -> float | None:
+    """Returns the largest mean of differences, in its standard errors; None: no error says it."""
+    in_errors = [(mean(pairs).value, _in_errors(pairs)) for pairs in found]
+    if any(math.isnan(errors) and size(value) > 0 for value, errors in in_errors):
         return None
-    return max((deficit for _, deficit in deficits if not math.isnan(deficit)), default=None)
+    return max((size(errors) for _, errors in in_errors if not math.isnan(errors)), default=None)
 
 
 def places_of(lines: Sequence[Line]) -> list[list[Line]]:
@@ -244,6 +246,6 @@ def _in_errors(values: Sequence[float]) -> float:
     if len(values) < 2:  # noqa: PLR2004 - one has no standard error
         return math.nan
     found = mean(values)
-    if found.standard_error <= _NO_ERROR < abs(found.value) and found.num < MIN_PAIRS:
-        return math.nan  # a few are alike by chance
+    if found.standard_error <= _NO_ERROR < abs(found.value):
+        return math.nan  # they are alike by chance
     return found.value / max(found.standard_error, _NO_ERROR)

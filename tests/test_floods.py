@@ -50,9 +50,8 @@ class Fortress:
     def __init__(self, address: str, honest: str, rude: str, folder: Path) -> None:
         self.address = address
         self.rude = [(NAME, f"Bearer {rude}")]
-        children = (
-            psutil.Process().children()
-        )  # multiprocessing may keep one of its own, from an earlier test
+        # Multiprocessing may keep a child of its own, from an earlier test.
+        children = psutil.Process().children()
         (self._process,) = (each for each in children if "benchmarks.bare_server" in each.cmdline())
         (folder / "honest.token").write_text(honest)
         self._options = ClientOptions(token_file=folder / "honest.token", answer_timeout_s=60)

@@ -13,7 +13,7 @@ from student_client.data import Batch
 from student_client.preparation import IGNORED
 from student_client.run import StudentRun
 from student_client.student_config import StudentConfig
-from student_client.students import build_student, logits_of
+from student_client.students import TextStudent, build_student, logits_of
 from student_client.taps import Taps
 from tests.tiny_bert import folder, teacher
 
@@ -249,6 +249,12 @@ def test_a_model_is_tapped_where_it_returns_an_output_of_transformers(folder: Pa
             silenced = model(input_ids=ids).logits
             assert torch.equal(silenced, model(input_ids=ids.flip(1)).logits)
         assert not torch.equal(silenced, model(input_ids=ids).logits)
+
+
+def test_a_mask_may_be_one_of_integers_as_tokenizers_give_it() -> None:
+    student = TextStudent(num_classes=2, vocab_size=20, dim=8, num_layers=1, max_len=4).eval()
+    ids, mask = torch.tensor([[3, 4, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert torch.equal(student(ids, mask), student(ids, mask.bool()))
 
 
 def test_only_models_that_can_are_checkpointed() -> None:

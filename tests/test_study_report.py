@@ -188,6 +188,37 @@ def test_figures_are_well_formed_and_as_wide_as_there_is_room(
         assert plot.title in "".join(alone.itertext())
 
 
+def test_a_figure_shows_what_there_is_and_others_are_left_out(
+    study: StudyConfig, lines: list[dict[str, Any]]
+) -> None:
+    def titles(*methods: str) -> list[str]:
+        some = [line for line in lines if line["method"] in methods and line["task"] == "parity"]
+        return [plot.title.removeprefix("parity: ") for plot in plots(study, some)]
+
+    assert titles("none") == ["accuracy, % against labels"]
+    assert titles("talking") == ["accuracy, % against labels"]
+    assert titles("none", "talking")[1:] == ["paired differences", "cost beside gain"]
+    some = [line for line in lines if line["method"] in ("none", "talking")]
+    (differences, *_) = [plot for plot in plots(study, some) if plot.title.endswith("differences")]
+    assert "talking over none" in differences.text
+    assert "fooled" not in differences.text
+
+
+def test_figures_of_before_and_of_names_alike_do_not_mix(
+    study: StudyConfig, lines: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_report(study, lines, tmp_path)
+    renamed = [
+        {**line, "task": {"parity": "a [task]", "ratings": "A [task]"}[line["task"]]} for line in lines
+    ]
+    write_report(study, renamed, tmp_path)
+    files = sorted(path.name for path in (tmp_path / PLOTS_FOLDER).iterdir())
+    assert len(files) == 2 * 3
+    assert not any("parity" in name for name in files)
+    table = (tmp_path / TABLE_FILE).read_text()
+    assert rf"![A \[task\]: RMSE against labels]({PLOTS_FOLDER}/" in table
+
+
 def test_a_summary_says_what_a_study_comes_to(study: StudyConfig, lines: list[dict[str, Any]]) -> None:
     found = summary(study, lines)
     assert found["tasks"] == found["tasks_won"] == 2

@@ -52,7 +52,7 @@ def test_teachers_are_served_while_their_cells_run_and_not_again_for_finished_on
     assert all((line["teacher"]["turns"] > 0) == (line["method"] != "none") for line in lines)
     assert {each for each in doing if each.startswith("starting")} == {
         "starting teacher here",
-        "starting teacher made",
+        "starting teacher made, made first where it is new",
     }
     left = [
         p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "serve" in p.info["cmdline"]
@@ -64,6 +64,14 @@ def test_teachers_are_served_while_their_cells_run_and_not_again_for_finished_on
     assert again.num_done == 6
     assert set(doing) == {""}
     assert read_lines(config.folder / RESULTS_FILE) == lines
+
+    (config.folder / "teachers.json").unlink()  # so it has to be served to know that its cells are finished
+    renamed = study_of(
+        tmp_path, teachers=teachers, tasks=tasks, methods={"spoken": methods["talking"]}, seeds=[0, 1]
+    )
+    assert Study(renamed, cells_of(renamed)).run().num_done == 2
+    added = read_lines(config.folder / RESULTS_FILE)[len(lines) :]
+    assert added == [{**line, "method": "spoken"} for line in lines if line["method"] == "talking"]
 
 
 def test_a_teacher_ends_with_the_study_that_is_killed(tmp_path: Path) -> None:

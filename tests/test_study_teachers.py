@@ -119,8 +119,9 @@ def test_a_random_minilm_is_served_with_the_originals_tokenizer(tmp_path: Path) 
 
 @needs_digits
 def test_the_digits_teacher_is_a_foundation_for_domains_that_it_never_saw(tmp_path: Path) -> None:
-    teacher = _served(teachers.digits_teacher(tmp_path))
-    random = _served(teachers.digits_random(tmp_path))
+    teacher = _served(teachers.digits_teacher(tmp_path / "trained"))
+    random = _served(teachers.digits_random(tmp_path / "random"))
+    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 1  # it was not trained again
     test = load_digits().test
     assert _upper(teacher, test.pixels).hidden_states.shape[1] > 1  # a message has positions to stand beside
     assert _told(teacher, test) >= 0.97

@@ -9,6 +9,7 @@ the trained one has. Folders hold weights that come from data of others: they ar
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_model, save_model
 
 from examples.movielens.data import Ratings, Split, split_ratings
@@ -28,6 +30,8 @@ from examples.study.training import train_digit_teacher
 from student_client.whole_files import put_folder, whole_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from examples.movielens.data import MovieLens
@@ -133,7 +137,7 @@ def digits_teacher(folder: Path, *, seed: int = 0) -> Path:
         ImportError: scikit-learn is not installed.
     """
     name = f"digits-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
-    with sources.cache_folder("teachers") as cache:
+    with sources.cache_folder("teachers") as cache, _one_thread():
         if not (cache / name).is_file():
             _save(train_digit_teacher(seed), cache / name)
         weights = _copy(cache / name, folder)
@@ -153,6 +157,17 @@ def digits_random(folder: Path, *, seed: int = 0) -> Path:
     weights = folder / f"digits-random-{_DIGITS_RECIPE_VERSION}-{seed}.safetensors"
     _save(model, weights)
     return _write_config(folder, "digits-random", _digit_fields(weights))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has torch compute on one thread while open: weights depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -176,9 +191,11 @@ def _digit_fields(weights: Path) -> dict[str, Any]:
 
 def _foundation_fields(folder: Path, name: str, movies: MovieLens, split: Split, seed: int) -> dict[str, Any]:
     """Returns the config of a recommender that was trained in the cache, under the name."""
-    with sources.cache_folder("teachers") as cache:
+    with sources.cache_folder("teachers") as cache, _one_thread():
         weights = cache / f"{name}.safetensors"
-        trained = train_foundation(movies, split, weights, config=FoundationConfig(seed=seed))
+        # `preceptor compare`, which shows its own progress, makes teachers in its process.
+        quiet, config = Console(quiet=True), FoundationConfig(seed=seed)
+        trained = train_foundation(movies, split, weights, config=config, console=quiet)
         _copy(weights, folder)
     return {
         "family": "module",
