@@ -85,7 +85,8 @@ def test_only_time_that_is_blocked_counts_as_waiting(
     server = start_server()
     talk = connect(server.address)
     pending = talk.start(_states())
-    futures.wait([turn._future for turn in cast("SentTurns", pending._sent).turns])
+    sent = [turn._future for turn in cast("SentTurns", pending._sent).turns]
+    futures.wait([future for future in sent if future is not None])
     pending.result()
     assert talk.conversation.waiting_s == 0.0
     server.queue.await_arrivals()
