@@ -214,10 +214,11 @@ def _worst_deficit(lines: Sequence[Line], ours: str, baselines: Sequence[str]) -
 
 def _most_errors(found: Sequence[Sequence[float]], size: Callable[[float], float]) -> float | None:
     """Returns the largest mean of differences, in its standard errors; None: no error says it."""
-    in_errors = [(mean(pairs).value, _in_errors(pairs)) for pairs in found]
-    if any(math.isnan(errors) and size(value) > 0 for value, errors in in_errors):
-        return None
-    return max((size(errors) for _, errors in in_errors if not math.isnan(errors)), default=None)
+    means = [mean(pairs) for pairs in found]
+    if any(size(each.value) > _NO_ERROR and not each.standard_error > _NO_ERROR for each in means):
+        return None  # one, or they are alike by chance
+    errors = (size(each.value) / max(each.standard_error, _NO_ERROR) for each in means if each.num > 1)
+    return max(errors, default=None)
 
 
 def places_of(lines: Sequence[Line]) -> list[list[Line]]:
@@ -239,13 +240,3 @@ def best_baseline(cells: Sequence[Line], ours: str, baselines: Sequence[str]) ->
     most = max(map(len, pairs.values()), default=0)
     means = {name: mean(found).value for name, found in pairs.items() if len(found) == most}
     return min(means, key=lambda name: means[name], default=None)
-
-
-def _in_errors(values: Sequence[float]) -> float:
-    """Returns the mean of differences in its standard errors; NaN where there is no error to speak of."""
-    if len(values) < 2:  # noqa: PLR2004 - one has no standard error
-        return math.nan
-    found = mean(values)
-    if found.standard_error <= _NO_ERROR < abs(found.value):
-        return math.nan  # they are alike by chance
-    return found.value / max(found.standard_error, _NO_ERROR)
