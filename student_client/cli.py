@@ -38,6 +38,8 @@ from student_client.progress import RunProgress, progress_of
 from student_client.times_table import times_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.status import Status
 
     from student_client.config import TrainConfig
@@ -101,7 +103,7 @@ def train(
 
     Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
     """
-    settings = _load(config, _overrides(data, teacher, changes or []))
+    settings = _load(config, _overrides(data, teacher, changes or []), changes or [])
     from student_client.errors import TeacherError, TeacherUnavailableError
     from student_client.locks import FolderLockedError
     from student_client.train import TrainError
@@ -180,10 +182,11 @@ def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> di
     return overrides
 
 
-def _load(path: Path, overrides: dict[str, Any]) -> TrainConfig:
+def _load(path: Path, overrides: dict[str, Any], changes: Sequence[str]) -> TrainConfig:
     from student_client.config import TrainConfig
 
-    with config_errors(path):
+    changed = ", ".join(f"--set {change.partition('=')[0]}" for change in changes)
+    with config_errors(path, changed):
         return TrainConfig.load(path, overrides)
 
 
@@ -193,11 +196,18 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         return
     table = Table(title=f"run {result.name}", show_header=False, title_justify="left")
     times = result.facts.get("step_times")
-    for name, value in result.facts.items():
-        if name == "step_times":
-            continue
+    for name, value in _flat({name: fact for name, fact in result.facts.items() if name != "step_times"}):
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     table.add_row("folder", str(result.folder))
     console.print(table)
     if times:
         console.print(times_table(times))
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields facts with their names, those of nested ones after those that they are in."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -100,8 +100,6 @@ class RayJobs:
             raise JobServerError(f"address: got {address!r}, expected http://HOST:PORT of a job server")
         self._settings = settings
         self._configs = configs
-        for module in ("dashboard_sdk", "job.sdk"):  # they tell of each upload
-            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         self._python = settings.python or python
         with _errors(f"job server {address}"):
             self._client = _client(address)
@@ -165,8 +163,10 @@ def _client(address: str) -> JobSubmissionClient:
     """Connects to a job server, waiting for each answer so long and no longer; Ray itself waits for ever."""
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - heavy
 
-    # It would tell of each package of each job, in the middle of what the fleet shows.
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    # They would tell of each package of each job, in the middle of what the fleet shows; importing them sets
+    # their levels.
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's is untyped
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:

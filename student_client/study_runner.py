@@ -75,16 +75,23 @@ class Study:
 
     def lines(self) -> list[dict[str, Any]]:
         """Returns what came of the cells that are finished, in the order of the study."""
-        lines = (self._results.finished(cell, self._known(cell.teacher).fingerprint) for cell in self.cells)
-        return [line for line in lines if line is not None]
+        return [line for line in map(self._finished, self.cells) if line is not None]
 
     def open_cells(self) -> list[Cell]:
         """Returns the cells that are not finished, as far as is known of their teachers."""
-        return [
-            cell
-            for cell in self.cells
-            if self._results.finished(cell, self._known(cell.teacher).fingerprint) is None
-        ]
+        return self._open(self.cells)
+
+    def _open(self, cells: Sequence[Cell]) -> list[Cell]:
+        return [cell for cell in cells if self._finished(cell) is None]
+
+    def _finished(self, cell: Cell) -> dict[str, Any] | None:
+        return self._results.finished(cell, self._known(cell.teacher).fingerprint)
+
+    def _name_and_open(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Writes down by their present names cells that are finished; returns those that are not."""
+        for cell in cells:
+            self._results.write_name(cell, self._known(cell.teacher).fingerprint)
+        return self._open(cells)
 
     def run(self, on_change: Callable[[StudyState], None] = lambda _: None) -> StudyState:
         """Runs the cells that are not finished; returns how it went.
@@ -97,10 +104,8 @@ class Study:
         """
         with folder_lock(self.config.folder, "another process runs this study"):
             self._results = StudyResults(self.config.folder)  # whoever had the lock may have written since
-            for cell in self.cells:
-                self._results.write_name(cell, self._known(cell.teacher).fingerprint)
             waiting: dict[str | None, list[Cell]] = {}
-            for cell in self.open_cells():
+            for cell in self._name_and_open(self.cells):
                 waiting.setdefault(cell.teacher, []).append(cell)
             self.state.num_done = len(self.cells) - sum(map(len, waiting.values()))
             with Workers(run_job, self._parallelism) as workers:
@@ -138,12 +143,7 @@ class Study:
             ) as teacher:
                 self._results.remember(source, teacher.facts)
                 # It may be another one than it was, or one whose cells are finished all the same.
-                its = [cell for cell in self.cells if cell.teacher == name]
-                for cell in its:
-                    self._results.write_name(cell, teacher.facts.fingerprint)
-                wanted = [
-                    cell for cell in its if self._results.finished(cell, teacher.facts.fingerprint) is None
-                ]
+                wanted = self._name_and_open([cell for cell in self.cells if cell.teacher == name])
                 self.state.num_done += len(cells) - len(wanted)
                 self._run_cells(wanted, later, teacher, workers, on_change)
         except TeacherFailedError as error:

@@ -77,7 +77,7 @@ class TeacherTalk(nn.Module):
         super().__init__()
         self.client = client
         self.spec, self.student_dim = spec, student_dim
-        self.reading = Reading(reading)
+        self.reading = Reading.parse(reading)
         if not isinstance(compression, Compression):
             compression = Compression.all(compression)
         self.compression = compression

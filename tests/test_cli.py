@@ -79,6 +79,7 @@ def test_describe_prints_tables_for_people(server: ToyServer) -> None:
         (["train", "/missing.yaml"], 2, "can't be read"),
         (["train", CONFIG, "--set", "epochs"], 2, "expected NAME=VALUE"),
         (["train", CONFIG, "--set", "epochs=0"], 2, "epochs"),
+        (["train", CONFIG, "--set", "data.txet=x"], 2, "intent.yaml with --set data.txet: data.txet"),
         (["train", CONFIG, "/missing.csv", "--set", "output=/tmp"], 2, "can't be read"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,15 @@ def test_only_a_server_that_knows_of_no_such_job_means_that_it_is_gone(
                 jobs.job("job-404")
             assert isinstance(told.value, JobRefusedError) == (status == 400)
         server.shutdown()
+
+
+def test_uploads_are_not_told_of_where_the_fleet_shows_how_far_it_is(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        RayJobs(f"http://127.0.0.1:{server.server_port}", JobSettings(), tmp_path)
+        server.shutdown()
+    for module in ("dashboard_sdk", "job.sdk"):
+        assert not logging.getLogger(f"ray.dashboard.modules.{module}").isEnabledFor(logging.INFO)
 
 
 def test_a_server_that_takes_calls_and_does_not_answer_is_not_waited_for_for_ever(

@@ -65,14 +65,20 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 @contextlib.contextmanager
-def config_errors(path: Path | None) -> Iterator[None]:
-    """Ends the command with `EXIT_USAGE` if reading a config fails while open, naming the field."""
+def config_errors(path: Path | None, changed: str = "") -> Iterator[None]:
+    """Ends the command with `EXIT_USAGE` if reading a config fails while open, naming the field.
+
+    Args:
+        path: the file; None: there is none.
+        changed: what replaces fields of the file, where the mistake may be as well.
+    """
     try:
         yield
     except OSError as error:
         fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
     except ValidationError as error:
-        fail(f"{path or 'config'}: {problems(error)}", EXIT_USAGE)
+        where = f"{path or 'config'} with {changed}" if changed else path or "config"
+        fail(f"{where}: {problems(error)}", EXIT_USAGE)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
 

@@ -65,6 +65,9 @@ class Compression(BaseModel):
         Raises:
             ValueError: the type is unknown.
         """
+        if wire_type not in tuple(WireType):
+            expected = f"expected one of {', '.join(WireType)}"
+            raise ValueError(f"compression: got {str(wire_type)!r}, {expected}")
         return cls(message=WireType(wire_type), reply=WireType(wire_type), gradient=WireType(wire_type))
 
     def to_proto(self) -> pb.Compression:

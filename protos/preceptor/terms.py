@@ -28,6 +28,17 @@ class Reading(StrEnum):
     BESIDE = "beside"
     ADD = "add"
 
+    @classmethod
+    def parse(cls, value: Reading | str) -> Reading:
+        """Returns a reading by its name.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if value in tuple(cls):
+            return cls(value)
+        raise ValueError(f"reading: got {str(value)!r}, expected one of {', '.join(cls)}")
+
 
 class ObservationKind(StrEnum):
     """What a teacher can say of an input; see `ObservationKind` of the protocol for shapes."""

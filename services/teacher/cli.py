@@ -110,7 +110,8 @@ def _announce(settings: ServiceConfig, address: str, *, as_json: bool) -> None:
         console.print("[bold yellow]insecure:[/] whoever is on the way reads and changes what is said")
     if settings.console is not None:
         console.print(f"its console is at [bold]{facts['console']}[/]")
-    console.print(f"teacher [bold]{settings.name}[/] {_where(settings, address)}; Ctrl-C stops it")
+    name = "" if settings.name == "teacher" else f" [bold]{settings.name}[/]"
+    console.print(f"teacher{name} {_where(settings, address)}; Ctrl-C stops it")
 
 
 def _console(port: int | None) -> dict[str, int] | None:
