@@ -191,7 +191,9 @@ def _step(target: str, folder: Path, traces: Path) -> Joined:
 
 def _metrics(target: str, metrics: Path) -> list[str]:
     """Has a turn refused, and returns the metrics that are not told of while its conversation is open."""
-    talk = TeacherTalk.connect(f"preceptor://{target}", student_dim=8, message_dim=8, message_len=1)
+    talk = TeacherTalk.connect(
+        f"preceptor://{target}", student_dim=8, message_dim=8, message_len=1, reading="replace"
+    )
     with contextlib.suppress(InvalidMessageError):
         talk(torch.full((1, 8), torch.nan))
     try:

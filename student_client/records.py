@@ -11,6 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from preceptor.terms import Reading
 from student_client.whole_files import writing
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def config_digest(config: TrainConfig) -> str:
     }
     # Without defaults: a field that is new in a release changes no earlier run's digest.
     content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"}, exclude_defaults=True)
+    talk = {name: value for name, value in content.pop("talk", {}).items() if name != "reading"}
+    if config.talk.reading is not Reading.REPLACE:  # what was the default once is still what is left out
+        talk["reading"] = config.talk.reading.value
+    if talk:
+        content["talk"] = talk
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -47,7 +47,7 @@ class TeacherTalk(nn.Module):
         spec: what messages are like; both ends build their codec from it.
         student_dim: the width of the student's states.
         teacher_dim: the width of the teacher's.
-        reading: how the teacher takes messages in.
+        reading: how the teacher takes messages in; what is not `replace` needs inputs in each call.
         split_layer: the teacher's talking layer; None: its default.
         compression: the types in which messages, replies and gradients travel.
         deterministic: whether results must not depend, in their last bit, on who else is served; it costs
@@ -65,7 +65,7 @@ class TeacherTalk(nn.Module):
         *,
         student_dim: int,
         teacher_dim: int,
-        reading: Reading | str = Reading.REPLACE,
+        reading: Reading | str = Reading.BESIDE,
         split_layer: int | None = None,
         compression: Compression | WireType | str = WireType.FLOAT32,
         deterministic: bool = False,
@@ -107,7 +107,7 @@ class TeacherTalk(nn.Module):
         student_dim: int,
         message_dim: int,
         message_len: int | None = None,
-        reading: Reading | str = Reading.REPLACE,
+        reading: Reading | str = Reading.BESIDE,
         split_layer: int | None = None,
         hidden_dim: int | None = None,
         compression: Compression | WireType | str = WireType.FLOAT32,
@@ -123,7 +123,7 @@ class TeacherTalk(nn.Module):
             student_dim: the width of the student's states.
             message_dim: the width of a message.
             message_len: positions of a message; None: as many as the student's sequence has.
-            reading: how the teacher takes messages in.
+            reading: as in the class.
             split_layer: the teacher's talking layer; None: its default.
             hidden_dim: width of a two-layer codec's middle; None: a linear codec.
             compression: the types on the wire; one name, for example "int8", means all three.

@@ -26,7 +26,7 @@ class TalkConfig(ConfigSection):
     """How the student talks with the teacher."""
 
     codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
-    reading: Reading = Field(default=Reading.REPLACE, description="How the teacher takes messages in.")
+    reading: Reading = Field(default=Reading.BESIDE, description="How the teacher takes messages in.")
     split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
     num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
     through_teacher: bool = Field(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from preceptor.codec import CodecSpec
+from preceptor.terms import Reading
 from services.teacher.families import load_teacher
 from services.teacher.loading import build_engine
 from student_client import ClientOptions, TeacherClient, TeacherTalk
@@ -113,6 +114,7 @@ def connect() -> Iterator[Callable[..., TeacherTalk]]:
         *addresses: str,
         message_len: int | None = MESSAGE_LEN,
         hidden_dim: int | None = None,
+        reading: Reading | str = Reading.REPLACE,
         options: ClientOptions = QUICK,
         **fields: Any,
     ) -> TeacherTalk:
@@ -125,7 +127,9 @@ def connect() -> Iterator[Callable[..., TeacherTalk]]:
         client = TeacherClient(",".join(addresses), options)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            talk = TeacherTalk(client, spec, student_dim=STUDENT_DIM, teacher_dim=HIDDEN, **fields)
+            talk = TeacherTalk(
+                client, spec, student_dim=STUDENT_DIM, teacher_dim=HIDDEN, reading=reading, **fields
+            )
         talks.append(talk)
         return talk
 

@@ -27,7 +27,7 @@ class Student:
 
     def __init__(self, address: str) -> None:
         self.talk = TeacherTalk.connect(
-            address, student_dim=6, message_dim=32, message_len=64, deterministic=True
+            address, student_dim=6, message_dim=32, message_len=64, reading="replace", deterministic=True
         )
         self.states = torch.randn(32, 6, requires_grad=True)
         self.pause_s = 0.0

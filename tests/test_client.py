@@ -92,7 +92,9 @@ def test_connecting_builds_the_codec_that_fits(server: ToyServer) -> None:
     linear = TeacherTalk.connect(address, student_dim=6, message_dim=3, reading="beside", split_layer=2)
     assert linear.get_parameter("teacher_codec.decoder.body.weight").shape == (HIDDEN, 3)
     assert (linear.reading, linear.spec.message_len) == (Reading.BESIDE, None)
-    deep = TeacherTalk.connect(address, student_dim=6, message_dim=3, message_len=2, hidden_dim=5)
+    deep = TeacherTalk.connect(
+        address, student_dim=6, message_dim=3, message_len=2, hidden_dim=5, reading="replace"
+    )
     assert deep.get_parameter("teacher_codec.encoder.body.0.weight").shape == (5, HIDDEN)
     assert deep(torch.ones(2, 6)).decoded.shape == (2, 6)
     deep.close()

@@ -176,7 +176,7 @@ def prepare_run(work: Path, teacher: dict[str, object]) -> None:
             "num_classes_kwarg": "num_classes",
         },
         "data": {"train": "data.csv", "task": "classification", "features": {"ids": "int64"}},
-        "talk": {"codec": {"message_dim": 4}},
+        "talk": {"codec": {"message_dim": 4}, "reading": "replace"},
         "losses": {"interact": 1.0, "kd": 0.5},
         "python_path": [str(ROOT)],
     }

@@ -71,7 +71,7 @@ def fleet_of(table: Path, address: str, name: str, **student: Any) -> FleetConfi
         },
         "data": {"train": str(table), "task": "classification", "features": {"ids": "int64"}},
         "teacher": {"address": address},
-        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
+        "talk": {"codec": {"message_dim": 4}, "reading": "replace", "deterministic": True},
         "losses": {"interact": 1.0, "message": 0.3, "kd": 0.5},
         "python_path": [ROOT],
     }

@@ -66,6 +66,7 @@ class Fortress:
             student_dim=6,
             message_dim=MESSAGE_DIM,
             message_len=2,
+            reading="replace",
             deterministic=True,
             options=self._options,
         )

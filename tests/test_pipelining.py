@@ -155,7 +155,9 @@ def test_a_batch_is_no_more_turns_than_the_teacher_keeps_if_they_fit(
     num_turns: int,
 ) -> None:
     address = f"preceptor://{start_server(**limits).address}"
-    talk = TeacherTalk.connect(address, student_dim=STUDENT_DIM, message_dim=MESSAGE_DIM, micro_batch_size=1)
+    talk = TeacherTalk.connect(
+        address, student_dim=STUDENT_DIM, message_dim=MESSAGE_DIM, reading="replace", micro_batch_size=1
+    )
     talk.max_frame_bytes = max_frame_bytes or talk.max_frame_bytes
     assert len(talk(_states()).receipts) == num_turns
     assert len(talk.start_observe(INPUTS, ["lower_message"])._sent.turns) == num_turns

@@ -112,7 +112,10 @@ def test_a_student_who_leaves_its_answers_unread_is_cut_off(address: str) -> Non
 
 def test_conversations_are_spread_over_the_replicas(address: str) -> None:
     await_replicas(address, lambda found: list(found.values()) == [0, 0])
-    talks = [TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1) for _ in range(4)]
+    talks = [
+        TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1, reading="replace")
+        for _ in range(4)
+    ]
     for talk in talks:
         talk(torch.randn(2, 6))
     await_replicas(address, lambda found: list(found.values()) == [2, 2])
@@ -128,10 +131,10 @@ def test_the_served_teacher_describes_itself(address: str) -> None:
 
 
 def test_a_frame_over_the_limit_is_refused_and_others_go_on(address: str) -> None:
-    talk = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128)
+    talk = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128, reading="replace")
     states = torch.randn(2, 6)
     undisturbed = talk(states).decoded
-    greedy = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128)
+    greedy = TeacherTalk.connect(address, student_dim=6, message_dim=64, message_len=128, reading="replace")
     greedy.max_frame_bytes = 1 << 30
     with pytest.raises(FrameTooLargeError, match="expected at most 1048576"):
         greedy(torch.randn(64, 6))

@@ -89,7 +89,7 @@ def test_only_tenants_talk_to_a_service_and_none_in_the_clear(tmp_path: Path) ->
         for port in range(config.port, config.port + 3):
             with pytest.raises(TeacherUnavailableError):
                 TeacherClient(f"127.0.0.1:{port}", quick).describe()
-        talk = TeacherTalk.connect(address, student_dim=6, message_dim=4, options=options)
+        talk = TeacherTalk.connect(address, student_dim=6, message_dim=4, reading="replace", options=options)
         states = torch.randn(3, 1, 6, requires_grad=True)
         before = talk(states).decoded
         torch.autograd.backward(before.square().sum())

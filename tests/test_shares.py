@@ -35,7 +35,7 @@ SILENT = {
     "upper": "blocks.1",
     "num_classes_kwarg": "num_classes",
 }
-TALK = {"codec": {"message_dim": 4}, "deterministic": True}
+TALK = {"codec": {"message_dim": 4}, "reading": "replace", "deterministic": True}
 
 
 def silent_config(table: Path, server: ToyServer, **changes: Any) -> TrainConfig:

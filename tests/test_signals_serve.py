@@ -82,7 +82,9 @@ def test_prometheus_finds_what_the_directory_says_and_turns_have_spans(
 
 def test_the_directory_and_replicas_say_how_they_are(address: str) -> None:
     talks = [
-        TeacherTalk.connect(address, student_dim=6, message_dim=4, message_len=1, tenant=name)
+        TeacherTalk.connect(
+            address, student_dim=6, message_dim=4, message_len=1, reading="replace", tenant=name
+        )
         for name in "ab"
     ]
     for talk in talks:

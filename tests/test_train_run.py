@@ -73,7 +73,7 @@ def make_config(table: Path, address: str | None, **changes: Any) -> TrainConfig
         },
         "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
         "teacher": None if address is None else {"address": address},
-        "talk": {"codec": {"message_dim": 4}},
+        "talk": {"codec": {"message_dim": 4}, "reading": "replace"},
         **changes,
     }
     return TrainConfig.model_validate(content)
@@ -94,6 +94,14 @@ def load(run: StudentRun, folder: Path) -> None:
     state = Checkpoints(folder, config_digest(run.config)).load()
     assert state is not None
     run.load_state(state)
+
+
+def test_how_the_teacher_reads_is_part_of_what_a_run_is(table: Path) -> None:
+    digests = {
+        config_digest(make_config(table, "127.0.0.1:1", talk=talk))
+        for talk in ({}, {"reading": "replace"}, {"reading": "beside"}, {"reading": "add"})
+    }
+    assert len(digests) == 3  # beside is the default
 
 
 def test_a_student_alone_learns_and_reports_what_it_is_worth(table: Path) -> None:

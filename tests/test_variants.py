@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["labelled", "row_server", "unlabelled"]
 
-TALK = {"codec": {"message_dim": 4}, "deterministic": True}
+TALK = {"codec": {"message_dim": 4}, "reading": "replace", "deterministic": True}
 
 
 @pytest.mark.parametrize("weights", [{"task": 1.0}, {"task": 2.0, "grounded": 0.5, "kd": 0.1}])
@@ -68,7 +68,7 @@ def test_a_step_is_swapped_as_often_as_it_says_and_asks_nothing_else(
 def test_swapping_reads_replaced_states_and_needs_a_teacher(labelled: Path) -> None:
     with pytest.raises(ValueError, match=r"swap_probability: got 0\.5 with reading 'beside'"):
         TalkConfig(swap_probability=0.5, reading="beside")
-    talk = {"swap_probability": 0.5}
+    talk = {"swap_probability": 0.5, "reading": "replace"}
     with pytest.raises(ValueError, match="teacher: got null"):
         make_config(labelled, None, talk=talk)
     config = make_config(labelled, "127.0.0.1:1", talk=talk)

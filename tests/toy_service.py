@@ -146,7 +146,7 @@ def make_config(table: Path, address: str, **changes: Any) -> TrainConfig:
         "student": student,
         "data": {"train": table, "task": "classification", "label": "label", "features": {"ids": "int64"}},
         "teacher": {"address": address},
-        "talk": {"codec": {"message_dim": 4}, "deterministic": True},
+        "talk": {"codec": {"message_dim": 4}, "reading": "replace", "deterministic": True},
         "losses": {"interact": 1.0, "message": 0.3, "state": 0.2, "kd": 0.5},
         "cpus_per_worker": 0.5,
         **changes,

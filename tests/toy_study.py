@@ -79,7 +79,7 @@ STUDY: dict[str, Any] = {
             "num_classes_kwarg": "num_classes",
         },
         "data": {"task": "classification", "features": {"ids": "int64"}},
-        "talk": {"codec": {"message_dim": 4}},
+        "talk": {"codec": {"message_dim": 4}, "reading": "replace"},
     },
     "tasks": {"parity": {"make": "tests.toy_study:parity", "labels": [10, None]}},
     "methods": {"none": {"losses.task": 1}, "slow": {"optimizer": {"lr": 0.00001}}},
