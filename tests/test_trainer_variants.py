@@ -79,7 +79,10 @@ def test_it_trains_by_every_variant(
     ("what", "message"),
     [
         (({"kd": 1.0, "kd_source": "probe"}, {}), r"losses\.kd_source: got probe, expected head"),
-        (({"grounded": 1.0}, {"swap_probability": 0.5}), r"talk\.swap_probability: .*expected 0"),
+        (
+            ({"grounded": 1.0}, {"swap_probability": 0.5, "reading": "replace"}),
+            r"talk\.swap_probability: .*expected 0",
+        ),
         (({"state": 1.0}, {"control": "no_teacher"}), r"talk\.control: got no_teacher with losses\.message"),
     ],
 )
