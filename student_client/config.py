@@ -33,8 +33,8 @@ __all__ = [
     "put",
 ]
 
-# What a student learns by from a teacher where nothing else is said; chosen by examples/study/tune.py.
-_RECIPE = {"task": 0.3, "kd": 1.0, "kd_source": "lessons", "temperature": 4.0}
+# What a student learns by from a teacher where nothing else is said; docs/method.md says how it was chosen.
+_RECIPE = {"task": 0.3, "kd": 1.0, "kd_source": "lessons"}
 
 
 class TeacherConfig(ConfigSection):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -50,8 +49,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _states() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(BATCH, 4, STUDENT_DIM, generator=generator).requires_grad_()
+    return torch.randn(BATCH, 4, STUDENT_DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
 def _change(talk: TeacherTalk) -> None:
@@ -86,7 +84,7 @@ def test_only_time_that_is_blocked_counts_as_waiting(
     talk = connect(server.address)
     pending = talk.start(_states())
     sent = [turn._future for turn in cast("SentTurns", pending._sent).turns]
-    futures.wait([future for future in sent if future is not None])
+    wait([future for future in sent if future is not None])
     pending.result()
     assert talk.conversation.waiting_s == 0.0
     server.queue.await_arrivals()
