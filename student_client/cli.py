@@ -38,7 +38,7 @@ from student_client.progress import RunProgress, progress_of
 from student_client.times_table import times_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.status import Status
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["describe", "train"]
 
 _PERIOD_S = 0.2
+_DATA, _TEACHER = "data.train", "teacher.address"
+_ARGUMENTS = {_DATA: "DATA", _TEACHER: "--teacher"}  # which fields they are of
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -91,7 +93,7 @@ def train(
     teacher: Annotated[str | None, typer.Option(help="Teacher's address, instead of the config's.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. losses.kd=1; paths start here."),
+        typer.Option("--set", help="NAME=VALUE replaces a field, e.g. optimizer.lr=0.002; paths start here."),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Delete an earlier run of this name first.")] = False,
     fresh_once: Annotated[str, typer.Option(hidden=True, help="The same, once for each text.")] = "",
@@ -103,7 +105,7 @@ def train(
 
     Example: preceptor train examples/text/intent.yaml data.csv --set epochs=3
     """
-    settings = _load(config, _overrides(data, teacher, changes or []), changes or [])
+    settings = _load(config, _overrides(data, teacher, changes or []))
     from student_client.errors import TeacherError, TeacherUnavailableError
     from student_client.locks import FolderLockedError
     from student_client.train import TrainError
@@ -176,17 +178,16 @@ def _overrides(data: Path | None, teacher: str | None, changes: list[str]) -> di
         except yaml.YAMLError:
             fail(f"--set {name}: got {value!r}, expected a YAML value", EXIT_USAGE)
     if data is not None:
-        overrides["data.train"] = data
+        overrides[_DATA] = data
     if teacher is not None:
-        overrides["teacher.address"] = teacher
+        overrides[_TEACHER] = teacher
     return overrides
 
 
-def _load(path: Path, overrides: dict[str, Any], changes: Sequence[str]) -> TrainConfig:
+def _load(path: Path, overrides: dict[str, Any]) -> TrainConfig:
     from student_client.config import TrainConfig
 
-    changed = ", ".join(f"--set {change.partition('=')[0]}" for change in changes)
-    with config_errors(path, changed):
+    with config_errors(path, {name: _ARGUMENTS.get(name, f"--set {name}") for name in overrides}):
         return TrainConfig.load(path, overrides)
 
 

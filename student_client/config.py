@@ -128,13 +128,16 @@ class TrainConfig(ConfigSection):
     @classmethod
     def _learn_from_the_teacher(cls, data: object) -> object:
         """Fills in what a run minimises if it has a teacher and nobody said what to learn from it."""
-        if not isinstance(data, dict) or data.get("teacher") is None or "losses" in data:
+        if not isinstance(data, dict) or data.get("teacher") is None:
             return data
+        losses = data.get("losses", {})
+        if "losses" in data and (not isinstance(losses, dict) or set(losses) != {"temperature"}):
+            return data  # a weight is named, so all are meant
         if _said(data, "data", "stream") or _said(data, "data", "task") == "tokens":
             return data  # lessons need rows that are kept, each with a label of its own
         if _said(data, "talk", "swap_probability"):
             return data  # the teacher's layers are what it learns by
-        return {**data, "losses": dict(_RECIPE)}
+        return {**data, "losses": {**_RECIPE, **losses}}
 
     @model_validator(mode="after")
     def _check_needs(self) -> Self:

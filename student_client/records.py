@@ -60,8 +60,9 @@ def config_digest(config: TrainConfig) -> str:
     }
     # Without defaults: a field that is new in a release changes no earlier run's digest.
     content = config.model_dump(mode="json", exclude={*free, "teacher", "python_path"}, exclude_defaults=True)
+    # Nor how messages are read where there are none; what was the default at first is what is left out.
     talk = {name: value for name, value in content.pop("talk", {}).items() if name != "reading"}
-    if config.talk.reading is not Reading.REPLACE:  # what was the default once is still what is left out
+    if config.talks and config.talk.reading is not Reading.REPLACE:
         talk["reading"] = config.talk.reading.value
     if talk:
         content["talk"] = talk

@@ -87,7 +87,7 @@ class Study:
     def _finished(self, cell: Cell) -> dict[str, Any] | None:
         return self._results.finished(cell, self._known(cell.teacher).fingerprint)
 
-    def _name_and_open(self, cells: Sequence[Cell]) -> list[Cell]:
+    def _sift(self, cells: Sequence[Cell]) -> list[Cell]:
         """Writes down by their present names cells that are finished; returns those that are not."""
         for cell in cells:
             self._results.write_name(cell, self._known(cell.teacher).fingerprint)
@@ -105,7 +105,7 @@ class Study:
         with folder_lock(self.config.folder, "another process runs this study"):
             self._results = StudyResults(self.config.folder)  # whoever had the lock may have written since
             waiting: dict[str | None, list[Cell]] = {}
-            for cell in self._name_and_open(self.cells):
+            for cell in self._sift(self.cells):
                 waiting.setdefault(cell.teacher, []).append(cell)
             self.state.num_done = len(self.cells) - sum(map(len, waiting.values()))
             with Workers(run_job, self._parallelism) as workers:
@@ -143,7 +143,7 @@ class Study:
             ) as teacher:
                 self._results.remember(source, teacher.facts)
                 # It may be another one than it was, or one whose cells are finished all the same.
-                wanted = self._name_and_open([cell for cell in self.cells if cell.teacher == name])
+                wanted = self._sift([cell for cell in self.cells if cell.teacher == name])
                 self.state.num_done += len(cells) - len(wanted)
                 self._run_cells(wanted, later, teacher, workers, on_change)
         except TeacherFailedError as error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from preceptor.codec import CodecSpec, Decoder, Encoder, TeacherCodec
 from preceptor.compression import Compression, WireType
-from preceptor.terms import READING_NUMBERS, ObservationKind, Reading
+from preceptor.terms import READING_NUMBERS, ObservationKind, Reading, parse
 from preceptor.v1 import teacher_pb2 as pb
 from student_client.client import TeacherClient
 from student_client.pending import PendingObservation, PendingTalk
@@ -65,7 +65,7 @@ class TeacherTalk(nn.Module):
         *,
         student_dim: int,
         teacher_dim: int,
-        reading: Reading | str = Reading.BESIDE,
+        reading: Reading | str = Reading.ADD,
         split_layer: int | None = None,
         compression: Compression | WireType | str = WireType.FLOAT32,
         deterministic: bool = False,
@@ -77,17 +77,15 @@ class TeacherTalk(nn.Module):
         super().__init__()
         self.client = client
         self.spec, self.student_dim = spec, student_dim
-        self.reading = Reading.parse(reading)
-        if not isinstance(compression, Compression):
-            compression = Compression.all(compression)
-        self.compression = compression
+        self.reading = parse(Reading, reading, "reading")
+        self.compression = Compression.of(compression)
         self._sender = Sender(
             client,
             pb.Open(
                 codec=spec.to_proto(),
                 reading=READING_NUMBERS[self.reading],
                 split_layer=split_layer,
-                compression=compression.to_proto(),
+                compression=self.compression.to_proto(),
                 deterministic=deterministic,
                 tenant=tenant,
             ),
@@ -107,7 +105,7 @@ class TeacherTalk(nn.Module):
         student_dim: int,
         message_dim: int,
         message_len: int | None = None,
-        reading: Reading | str = Reading.BESIDE,
+        reading: Reading | str = Reading.ADD,
         split_layer: int | None = None,
         hidden_dim: int | None = None,
         compression: Compression | WireType | str = WireType.FLOAT32,
@@ -136,14 +134,15 @@ class TeacherTalk(nn.Module):
             ValueError: an argument is out of its range.
             TeacherError: the teacher does not answer.
         """
-        client = TeacherClient(address, options)
-        description = client.describe()
         spec = CodecSpec(
             kind="linear" if hidden_dim is None else "two_layer",
             message_dim=message_dim,
             message_len=message_len,
             hidden_dim=hidden_dim,
         )
+        reading, compression = parse(Reading, reading, "reading"), Compression.of(compression)
+        client = TeacherClient(address, options)
+        description = client.describe()
         return cls(
             client,
             spec,
@@ -217,7 +216,8 @@ class TeacherTalk(nn.Module):
         if width != self.student_dim:
             raise ValueError(f"hidden_states: got width {width}, expected student_dim {self.student_dim}")
         if inputs is None and self.reading is not Reading.REPLACE:
-            raise ValueError(f"inputs: got None, expected those of the rows for reading {reading!r}")
+            expected = f"expected those of the rows for reading {reading!r}; 'replace' needs none"
+            raise ValueError(f"inputs: got None, {expected}")
 
     def message_mask(self, mask: Tensor) -> Tensor:
         """Returns the positions of a message about a sequence with the given ones, [B, L] -> [B, K]."""

@@ -26,7 +26,7 @@ class TalkConfig(ConfigSection):
     """How the student talks with the teacher."""
 
     codec: CodecSpec = Field(default_factory=CodecSpec, description="What messages are like.")
-    reading: Reading = Field(default=Reading.BESIDE, description="How the teacher takes messages in.")
+    reading: Reading = Field(default=Reading.ADD, description="How the teacher takes messages in.")
     split_layer: int | None = Field(default=None, ge=0, description="Talking layer; null: its default.")
     num_rounds: int = Field(default=1, ge=1, description="Round k + 1 sends Enc_S(S'_hi) of round k.")
     through_teacher: bool = Field(
@@ -76,14 +76,14 @@ class TalkConfig(ConfigSection):
         if self.swap_probability and self.reading is not Reading.REPLACE:
             raise ValueError(
                 f"swap_probability: got {self.swap_probability} with reading {self.reading.value!r}, "
-                "expected 'replace': the teacher's layers read the message only"
+                "expected reading: replace, as the teacher's layers read the message only"
             )
         return self
 
     @field_validator("compression", mode="before")
     @classmethod
     def _one_type_for_all(cls, value: object) -> object:
-        return Compression.all(value) if isinstance(value, str) else value
+        return dict.fromkeys(Compression.model_fields, value) if isinstance(value, str) else value
 
 
 class LossWeights(ConfigSection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from services.teacher.cli import _where
 from services.teacher.config import ServiceConfig
 from services.teacher.environment import serve_environment
 from services.teacher.local import address_of
+from student_client.cli import _print_result
+from student_client.train import TrainResult
 
 if TYPE_CHECKING:
     from tests.toy_server import ToyServer
@@ -43,6 +46,14 @@ def test_a_shell_gets_what_a_ray_needs(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout) == expected
     path.write_text("ports: 1\n")
     assert run("environment", str(path)).exit_code == 2
+
+
+def test_what_came_of_a_run_is_told_fact_by_fact(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"valid": 0.5, "lessons": {"valid": 0.25, "costs": {"num_turns": 3}}, "step_times": {}}
+    _print_result(TrainResult("toy", Path("out/toy"), facts), as_json=False)
+    told = capsys.readouterr().err
+    for name, value in (("lessons.valid", "0.2500"), ("lessons.costs.num_turns", "3")):
+        assert re.search(rf"{re.escape(name)} +│ {value} ", told)
 
 
 def test_help_teaches_each_command() -> None:
@@ -79,7 +90,17 @@ def test_describe_prints_tables_for_people(server: ToyServer) -> None:
         (["train", "/missing.yaml"], 2, "can't be read"),
         (["train", CONFIG, "--set", "epochs"], 2, "expected NAME=VALUE"),
         (["train", CONFIG, "--set", "epochs=0"], 2, "epochs"),
-        (["train", CONFIG, "--set", "data.txet=x"], 2, "intent.yaml with --set data.txet: data.txet"),
+        (
+            ["train", CONFIG, "--set", "seed=1", "--set", "data.txet=x"],
+            2,
+            "with --set data.txet: data.txet: ",
+        ),
+        (["train", CONFIG, "--teacher", "foo://x"], 2, "intent.yaml with --teacher: teacher"),
+        (
+            ["train", CONFIG, "--set", "talk.compression=int4"],
+            2,
+            "--set talk.compression: talk.compression.m",
+        ),
         (["train", CONFIG, "/missing.csv", "--set", "output=/tmp"], 2, "can't be read"),
     ],
 )

@@ -207,6 +207,8 @@ def test_a_run_with_a_teacher_and_no_word_of_losses_is_taught_by_lessons(tmp_pat
     assert (taught.losses.kd_source, taught.losses.kd > 0) == ("lessons", True)
     assert not make_config(table, None).needs_teacher
     assert not make_config(table, address, losses={"task": 1.0}).needs_teacher  # a word was said
+    softer = make_config(table, address, losses={"temperature": 4.0})
+    assert softer.losses == taught.losses.model_copy(update={"temperature": 4.0})
     data = {
         **dict.fromkeys(("train", "valid", "test"), table),
         "task": "classification",

@@ -267,11 +267,6 @@ def test_some_observations_need_no_others(server: ToyServer, connect: Callable[.
     assert set(gradients) == {"teacher_codec.encoder.body.weight", "teacher_codec.encoder.body.bias"}
 
 
-def test_an_unknown_reading_is_refused_by_name(connect: Callable[..., TeacherTalk]) -> None:
-    with pytest.raises(ValueError, match="reading: got 'besides', expected one of replace, beside, add"):
-        connect("127.0.0.1:1", reading="besides")
-
-
 def test_an_unknown_kind_is_refused_by_name(connect: Callable[..., TeacherTalk]) -> None:
     talk = connect("127.0.0.1:1")
     for ask in (talk.observe, talk.read_ahead):

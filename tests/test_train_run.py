@@ -96,12 +96,15 @@ def load(run: StudentRun, folder: Path) -> None:
     run.load_state(state)
 
 
-def test_how_the_teacher_reads_is_part_of_what_a_run_is(table: Path) -> None:
+def test_how_the_teacher_reads_is_part_of_what_a_run_is_if_it_talks(table: Path) -> None:
+    talks = [{}, {"reading": "add"}, {"reading": "beside"}, {"reading": "replace"}]  # the first is the second
     digests = {
-        config_digest(make_config(table, "127.0.0.1:1", talk=talk))
-        for talk in ({}, {"reading": "replace"}, {"reading": "beside"}, {"reading": "add"})
+        losses: {
+            config_digest(make_config(table, "127.0.0.1:1", losses={losses: 1}, talk=talk)) for talk in talks
+        }
+        for losses in ("interact", "kd")
     }
-    assert len(digests) == 3  # beside is the default
+    assert {losses: len(found) for losses, found in digests.items()} == {"interact": 3, "kd": 1}
 
 
 def test_a_student_alone_learns_and_reports_what_it_is_worth(table: Path) -> None:

@@ -22,10 +22,10 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from preceptor import __version__
-from preceptor.settings import problems
+from preceptor.settings import fields_of, problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -65,22 +65,29 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 @contextlib.contextmanager
-def config_errors(path: Path | None, changed: str = "") -> Iterator[None]:
+def config_errors(path: Path | None, changed: Mapping[str, str] | None = None) -> Iterator[None]:
     """Ends the command with `EXIT_USAGE` if reading a config fails while open, naming the field.
 
     Args:
         path: the file; None: there is none.
-        changed: what replaces fields of the file, where the mistake may be as well.
+        changed: what replaces fields of the file, by their dotted names, as it is called on the command line.
     """
     try:
         yield
     except OSError as error:
         fail(f"{path}: can't be read: {error.strerror}", EXIT_USAGE)
     except ValidationError as error:
-        where = f"{path or 'config'} with {changed}" if changed else path or "config"
+        wrong = fields_of(error)
+        by = [said for field, said in (changed or {}).items() if any(_overlap(field, each) for each in wrong)]
+        where = " with ".join([str(path or "config"), *([", ".join(by)] if by else [])])
         fail(f"{where}: {problems(error)}", EXIT_USAGE)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
+
+
+def _overlap(field: str, other: str) -> bool:
+    """Returns whether one of two fields, by their dotted names, is the other or in it."""
+    return f"{field}.".startswith(f"{other}.") or f"{other}.".startswith(f"{field}.")
 
 
 def needs_extra(extra: str, *modules: str) -> Callable[[Callable[Params, None]], Callable[Params, None]]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
 from preceptor import wire
+from preceptor.terms import parse
 from preceptor.v1 import teacher_pb2 as pb
 from preceptor.v1 import tensor_pb2 as tensors
 
@@ -65,10 +66,17 @@ class Compression(BaseModel):
         Raises:
             ValueError: the type is unknown.
         """
-        if wire_type not in tuple(WireType):
-            expected = f"expected one of {', '.join(WireType)}"
-            raise ValueError(f"compression: got {str(wire_type)!r}, {expected}")
-        return cls(message=WireType(wire_type), reply=WireType(wire_type), gradient=WireType(wire_type))
+        one = parse(WireType, wire_type, "compression")
+        return cls(message=one, reply=one, gradient=one)
+
+    @classmethod
+    def of(cls, types: Compression | WireType | str) -> Compression:
+        """Returns an agreement as it is, or the one to send everything in a type.
+
+        Raises:
+            ValueError: the type is unknown.
+        """
+        return types if isinstance(types, Compression) else cls.all(types)
 
     def to_proto(self) -> pb.Compression:
         """Returns the agreement as a protocol message."""

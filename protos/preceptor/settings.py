@@ -11,17 +11,20 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationError
 
-__all__ = ["problems", "read_fields"]
+__all__ = ["fields_of", "problems", "read_fields"]
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # four times as fast where it was built
 
 
+def fields_of(error: ValidationError) -> list[str]:
+    """Returns the dotted names of the fields that are wrong; empty for the whole."""
+    return [".".join(map(str, each["loc"])) for each in error.errors()]
+
+
 def problems(error: ValidationError) -> str:
     """Returns what is wrong with which fields of a config, in one line."""
-    found = (
-        (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))
-        for each in error.errors()
-    )
+    messages = (each["msg"].removeprefix("Value error, ") for each in error.errors())
+    found = zip(fields_of(error), messages, strict=True)
     return "; ".join(f"{where}: {what}" if where else what for where, what in found)
 
 

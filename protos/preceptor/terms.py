@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
 
 from preceptor.v1 import teacher_pb2 as pb
 
@@ -13,7 +14,22 @@ __all__ = [
     "READING_NUMBERS",
     "ObservationKind",
     "Reading",
+    "parse",
 ]
+
+EnumT = TypeVar("EnumT", bound=StrEnum)
+
+
+def parse(kind: type[EnumT], value: str, field: str) -> EnumT:
+    """Returns the member of an enumeration that has a value.
+
+    Raises:
+        ValueError: none has; the message names the field.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{field}: got {value!r}, expected one of {', '.join(kind)}") from None
 
 
 class Reading(StrEnum):
@@ -27,17 +43,6 @@ class Reading(StrEnum):
     REPLACE = "replace"
     BESIDE = "beside"
     ADD = "add"
-
-    @classmethod
-    def parse(cls, value: Reading | str) -> Reading:
-        """Returns a reading by its name.
-
-        Raises:
-            ValueError: there is none of this name.
-        """
-        if value in tuple(cls):
-            return cls(value)
-        raise ValueError(f"reading: got {str(value)!r}, expected one of {', '.join(cls)}")
 
 
 class ObservationKind(StrEnum):

@@ -110,7 +110,7 @@ def _announce(settings: ServiceConfig, address: str, *, as_json: bool) -> None:
         console.print("[bold yellow]insecure:[/] whoever is on the way reads and changes what is said")
     if settings.console is not None:
         console.print(f"its console is at [bold]{facts['console']}[/]")
-    name = "" if settings.name == "teacher" else f" [bold]{settings.name}[/]"
+    name = f" [bold]{settings.name}[/]" if "name" in settings.model_fields_set else ""
     console.print(f"teacher{name} {_where(settings, address)}; Ctrl-C stops it")
 
 
