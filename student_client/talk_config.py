@@ -83,7 +83,7 @@ class TalkConfig(ConfigSection):
     @field_validator("compression", mode="before")
     @classmethod
     def _one_type_for_all(cls, value: object) -> object:
-        return dict.fromkeys(Compression.model_fields, value) if isinstance(value, str) else value
+        return Compression.all(value) if isinstance(value, str) else value
 
 
 class LossWeights(ConfigSection):

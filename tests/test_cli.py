@@ -99,7 +99,7 @@ def test_describe_prints_tables_for_people(server: ToyServer) -> None:
         (
             ["train", CONFIG, "--set", "talk.compression=int4"],
             2,
-            "--set talk.compression: talk.compression.m",
+            "talk.compression: compression: got 'int4'",
         ),
         (["train", CONFIG, "/missing.csv", "--set", "output=/tmp"], 2, "can't be read"),
     ],
