@@ -35,11 +35,10 @@ from student_client.client_cli import (
     told_errors,
 )
 from student_client.progress import RunProgress, progress_of
+from student_client.records import flat
 from student_client.times_table import times_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.status import Status
 
     from student_client.config import TrainConfig
@@ -196,19 +195,11 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         typer.echo(json.dumps({"name": result.name, "folder": str(result.folder), **result.facts}))
         return
     table = Table(title=f"run {result.name}", show_header=False, title_justify="left")
-    times = result.facts.get("step_times")
-    for name, value in _flat({name: fact for name, fact in result.facts.items() if name != "step_times"}):
+    facts = dict(result.facts)
+    times = facts.pop("step_times", None)
+    for name, value in flat(facts).items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     table.add_row("folder", str(result.folder))
     console.print(table)
     if times:
         console.print(times_table(times))
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields facts with their names, those of nested ones after those that they are in."""
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

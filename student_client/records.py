@@ -15,6 +15,7 @@ from preceptor.terms import Reading
 from student_client.whole_files import writing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from student_client.config import TrainConfig
@@ -29,6 +30,7 @@ __all__ = [
     "MetricsFile",
     "append_line",
     "config_digest",
+    "flat",
     "read_metrics",
     "read_new_lines",
 ]
@@ -67,6 +69,17 @@ def config_digest(config: TrainConfig) -> str:
     if talk:
         content["talk"] = talk
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings or results by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 class MetricsFile:

@@ -80,11 +80,12 @@ class StudyResults:
         same = self._by_key.get(cell.key(fingerprint))
         return {**same, **cell.coordinates} if same is not None and is_finished(same) else None
 
-    def write_name(self, cell: Cell, fingerprint: str) -> None:
-        """Writes down under its present name what came of a cell, if it was finished under another one."""
+    def write_name(self, cell: Cell, fingerprint: str) -> bool:
+        """Tells whether a cell is finished; if under another name, writes it down under its present one."""
         line = self.finished(cell, fingerprint)
         if line is not None and self._written(cell, fingerprint) is None:
             self.add(line)
+        return line is not None
 
     def _written(self, cell: Cell, fingerprint: str) -> dict[str, Any] | None:
         place = coordinates_of(cell.coordinates)

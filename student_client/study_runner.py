@@ -79,19 +79,15 @@ class Study:
 
     def open_cells(self) -> list[Cell]:
         """Returns the cells that are not finished, as far as is known of their teachers."""
-        return self._open(self.cells)
-
-    def _open(self, cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if self._finished(cell) is None]
+        return [cell for cell in self.cells if self._finished(cell) is None]
 
     def _finished(self, cell: Cell) -> dict[str, Any] | None:
         return self._results.finished(cell, self._known(cell.teacher).fingerprint)
 
     def _sift(self, cells: Sequence[Cell]) -> list[Cell]:
         """Writes down by their present names cells that are finished; returns those that are not."""
-        for cell in cells:
-            self._results.write_name(cell, self._known(cell.teacher).fingerprint)
-        return self._open(cells)
+        facts = {name: self._known(name) for name in {cell.teacher for cell in cells}}
+        return [cell for cell in cells if not self._results.write_name(cell, facts[cell.teacher].fingerprint)]
 
     def run(self, on_change: Callable[[StudyState], None] = lambda _: None) -> StudyState:
         """Runs the cells that are not finished; returns how it went.

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from preceptor.tracing import check_target, check_tracing_installed, resolved_target
+from student_client.records import flat
 from student_client.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Tracker:
             )
             self._run_id = client.create_run(number, run_name=name).info.run_id
             write_text(known, self._run_id)
-            for key, value in _flat(params).items():
+            for key, value in flat(params).items():
                 client.log_param(self._run_id, key, str(value)[:_MAX_PARAM_LENGTH])
         self._mlflow = client
 
@@ -195,14 +196,3 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
         "speed/waiting_share": line["waiting_share"],
         **{f"speed/{name}": seconds for name, seconds in line["step_times"].items()},
     }
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -79,8 +79,8 @@ def config_errors(path: Path | None, changed: Mapping[str, str] | None = None) -
     except ValidationError as error:
         wrong = fields_of(error)
         by = [said for field, said in (changed or {}).items() if any(_overlap(field, each) for each in wrong)]
-        where = " with ".join([str(path or "config"), *([", ".join(by)] if by else [])])
-        fail(f"{where}: {problems(error)}", EXIT_USAGE)
+        where = f" with {', '.join(by)}" if by else ""
+        fail(f"{path or 'config'}{where}: {problems(error)}", EXIT_USAGE)
     except ValueError as error:
         fail(str(error), EXIT_USAGE)
 
